@@ -351,7 +351,7 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
         biases = [nn.Parameter(torch.zeros(n)) for n in sizes.values()] if config.readout_bias else []
         self.readout_bias = nn.ParameterList(biases)
         # The most frequent value of each of `label_features` for each label, 0 where there is none.
-        # `training/fitting.py` fills these buffers.
+        # `training/labels.py` fills these buffers.
         if config.label_features:
             for index, size in enumerate(sizes.values()):
                 values = torch.zeros(size, len(config.label_features), dtype=torch.int32)

@@ -5,7 +5,7 @@
 The state is computed from decayed counts: the numbers of visits, events and feature values that a customer had, where
 older ones weigh less. Such counts describe a customer better than the encoder's last vector does, and they are
 defined for any time `as_of`, also long after the last event. Nothing of it is trained: means, standard deviations and
-principal directions are those of a sample of the log (`modeling_mcm.training.fitting`).
+principal directions are those of a sample of the log (`modeling_mcm.training.state`).
 
 Shapes: B customers, L events, J features, M times of a customer, N summed features, K half-lives (the infinite one
 included), V values of a feature, S size of the state.

@@ -30,7 +30,7 @@ from modeling_mcm.events_mcm import pad_groups
 from modeling_mcm.files_mcm import atomic_write
 from modeling_mcm.forecaster_mcm import Distribution, InputRange, Inputs, VisitForecaster, Visits
 from modeling_mcm.option import option
-from modeling_mcm.training.fitting import make_descent
+from modeling_mcm.training.descent import make_descent
 from modeling_mcm.training.forecaster.shop import SHIPPED_WEIGHTS, set_shop
 
 EXAMPLE_CUSTOMERS, HORIZONS = 24, 3  # and horizons of a shop that examples are made of

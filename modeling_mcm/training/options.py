@@ -90,7 +90,10 @@ class PretrainingArguments(TrainingArguments):
         "Tools that metrics are logged to, or none. By default tensorboard where it is installed.",
         "tensorboard" if is_tensorboard_available() else "none",
     )
-    use_cpu: bool = option("Train on CPUs. By default true without a GPU.", not torch.cuda.is_available())
+    use_cpu: bool = option(
+        "Train on CPUs. By default true without CUDA: Apple's GPUs lack the double precision that counts need.",
+        not torch.cuda.is_available(),
+    )
     early_stopping_patience: int | None = option(
         "Number of evaluations in a row that better metric_for_best_model by less than .002, after which training "
         "ends with the best model. That metric is by default the loss on validation: of counts and encoder where "

@@ -8,7 +8,9 @@ import platform
 from collections.abc import Collection
 from dataclasses import replace
 from functools import partial
+from itertools import product
 from pathlib import Path
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -28,10 +30,12 @@ from modeling_mcm.evaluation.comparison import baseline_warnings, compare_with_c
 from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
 from modeling_mcm.files_mcm import file_digest, write_json
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
+from modeling_mcm.scorer_mcm import NEXT_VISIT, QUESTIONS, LabelScorer, ScoreNetwork
 
 from .encoder.recipe import Recipe, make_config, recipe_for
 from .encoder.trainer import MCMTrainer
-from .fitting import categorical_features, describe_customers, fill_label_values, popularity
+from .forecaster.describe import describe_shop
+from .labels import categorical_features, fill_label_values, popularity
 from .options import AUTO, NONE, ModelOptions, PretrainingArguments
 from .resuming import (
     PRETRAINING,
@@ -44,7 +48,13 @@ from .resuming import (
     output_folder_lock,
     step_size,
 )
-from .scorer.fit import ScorerFit
+from .scorer.calibrate import calibrate
+from .scorer.counts import CountedLog, count_log
+from .scorer.examples import Examples, draw_examples
+from .scorer.features import compute_features
+from .scorer.fit import ScoredCases, fit_network
+from .scorer.judge import judge_encoder, measure_encoder, score_by_counts
+from .state import fit_state
 
 logger = logging.get_logger(__name__)
 # Options that say when the recipe evaluates, saves and ends. They belong together: if the command line sets one of
@@ -172,6 +182,76 @@ def pretrain(options: ModelOptions, training: PretrainingArguments, recipe: Reci
                 write_json(output / PRETRAINING, facts)
 
 
+class CountsFit(NamedTuple):
+    """What the fit of a scorer by counts alone leaves to its fit with an encoder.
+
+    Attributes:
+        log ([`CountedLog`]), examples ([`Examples`]): The log, and the examples of it.
+        generator (`torch.Generator`): Of the draws of candidates.
+        ndcg (`list[torch.FloatTensor]`): NDCG@10 `(Q, E)` of the validation cases by task.
+        scored (`list[ScoredCases]`): Their candidates by task.
+    """
+
+    log: CountedLog
+    examples: Examples
+    generator: torch.Generator
+    ndcg: list[torch.Tensor]
+    scored: list[ScoredCases]
+
+
+def fit_counts(model: MCMForMultiTaskRecommendation, data: PreparedData, seed: int = 0) -> CountsFit:
+    """Fits a model's scorer by counts alone, step by step. Raises `ValueError` if the training period has no example,
+    or no target of any example is a candidate."""
+    config, scorer, device = model.config, cast(LabelScorer, model.scorer), model.device
+    generator, log = torch.Generator().manual_seed(seed), count_log(data, config, seed)
+    examples = draw_examples(data, seed, bool(config.num_hidden_layers))
+    training = compute_features(log, examples.training, generator, device)
+    for table, counts in zip(scorer.tables, log.counts, strict=True):
+        table.load_state_dict(counts.make_tables().state_dict())
+    validation = compute_features(log, examples.validation, generator, device, scorer)
+    ndcg = fit_network(scorer.of_counts, training, validation, seed, device, log.without_repeats, examples.chooses)
+    pairs = product(range(len(config.tasks)), range(QUESTIONS))
+    calibrate(scorer, validation, pairs, examples.questions, device)
+    scorer.fitted.fill_(True)
+    scored = score_by_counts(scorer.of_counts, validation, log.without_repeats, examples.chooses)
+    return CountsFit(log, examples, generator, ndcg, scored)
+
+
+def fit_encoder(model: MCMForMultiTaskRecommendation, counted: CountsFit, seed: int = 0) -> None:
+    """Fits the network of a model's scorer that reads the trained encoder, too, and lets the tasks and questions read
+    it that gain by it."""
+    log, examples, generator, by_counts, _ = counted
+    config, scorer, device = model.config, cast(LabelScorer, model.eval().scorer), model.device
+    if examples.validation is None or examples.held_out is None:
+        logger.warning("Without validation cases nobody knows what the encoder is worth, so it is not used.")
+        return
+    network, held_out = cast(ScoreNetwork, scorer.of_readout), examples.held_out
+    training = compute_features(log, held_out, generator, device, encoder=model) if len(held_out.row) else []
+    if not any(bool(table.is_target[:, NEXT_VISIT].any()) for table in training):
+        logger.warning(
+            f"{len(held_out.row)} visits were held out to fit scores that read the encoder, too few to say what it is "
+            "worth, so it is not used: move the cutoffs of the event schema, or lower min_history."
+        )
+        return
+    validation = compute_features(log, examples.validation, generator, device, scorer, model)
+    choices = log.without_repeats, examples.chooses, scorer.of_counts
+    ndcg = fit_network(network, training, validation, seed, device, *choices)
+    pairs = judge_encoder(config.tasks, by_counts, ndcg, examples.questions, examples.judges, device)
+    for pair in pairs:
+        scorer.reads[pair] = True
+    calibrate(scorer, validation, pairs, examples.questions, device)
+
+
+def describe_customers(model: MCMForMultiTaskRecommendation, data: PreparedData, seed: int) -> None:
+    """Fits the customer state, and describes the shop to the forecaster. Both read customers with any event before the
+    validation cutoff: of those who came once, most do not come again."""
+    known = np.flatnonzero(np.asarray(data.rows["validation_end"]) > 0)
+    cutoff = None if data.schema.leaves_one_out else float(data.schema.cutoff_seconds("validation"))
+    prepared = PreparedRows(data.rows, known)
+    fit_state(model.model, data.extractor, prepared, cutoff, seed)
+    describe_shop(model.model, data.extractor, prepared, cutoff)
+
+
 def _train(
     options: ModelOptions,
     training: PretrainingArguments,
@@ -182,11 +262,14 @@ def _train(
     """Trains a model, saves it, compares it with baselines on the validation cases, and warns of tasks on which it is
     worse. Returns the facts of the run."""
     config, evaluates, seconds = model.config, training.eval_strategy != "no", 0.0
-    fit = None if model.scorer is None else ScorerFit(model, data, training.seed)
-    measure = fit.measure_encoder if fit else partial(measure_loss, data, training.per_device_eval_batch_size)
+    counted = None if model.scorer is None else fit_counts(model, data, training.seed)
+    measure = partial(measure_loss, data, training.per_device_eval_batch_size)
+    if counted is not None and counted.examples.validation is not None:
+        cases = counted.examples.validation
+        measure = partial(measure_encoder, log=counted.log, examples=cases, scored=counted.scored)
     if evaluates:
         cases_at(data, "validation")  # which raises where there is none
-    train_rows = read_rows(data, config, fit.ends if fit else None)
+    train_rows = read_rows(data, config, counted.examples.ends if counted else None)
     if checkpoint is None and config.label_features:
         for task, decided in fill_label_values(model, data.rows).items():
             logger.info(f"A label of {task} determines: {', '.join(decided) or 'no other feature'}.")
@@ -203,14 +286,14 @@ def _train(
     )
     start = f"going on from {checkpoint}" if checkpoint else "starting anew"
     logger.info(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(train_rows):,} customers, {start}")
-    if fit is not None:
-        fit.scorer.requires_grad_(False)
+    if model.scorer is not None:
+        model.scorer.requires_grad_(False)
     if config.num_hidden_layers:
         seconds = trainer.train(resume_from_checkpoint=checkpoint).metrics["train_runtime"]
         if trainer.is_fsdp_enabled:
             model = trainer.gather_model()
-        if fit is not None:
-            fit.finish(model)
+        if counted is not None:
+            fit_encoder(model, counted, training.seed)
     if model.model.state is not None:
         describe_customers(model, data, training.seed)
     trainer.save_model()

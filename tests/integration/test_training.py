@@ -21,7 +21,7 @@ from modeling_mcm import MCMFeatureExtractor, MCMForMultiTaskRecommendation
 from modeling_mcm.data import PreparedData
 from modeling_mcm.data.collator import MCMCollator, PreparedRows
 from modeling_mcm.scorer_mcm import NEXT_VISIT
-from modeling_mcm.training.fitting import popularity
+from modeling_mcm.training.labels import popularity
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests" / "fixtures" / "golden_loss.json"

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from choices import EXTENDED, TINY, from_data, perturb
+from other_device import other_device
 from synthetic_log import prepare_items
 
 from modeling_mcm import MCMConfig, MCMForMultiTaskRecommendation, scorer_mcm
@@ -31,19 +32,22 @@ from modeling_mcm.scorer_mcm import (
     candidate_features,
     read_histories,
 )
-from modeling_mcm.training.fitting import minimize
-from modeling_mcm.training.pretraining import COUNTS_ALONE, read_rows
-from modeling_mcm.training.scorer.counts import LabelCounts
+from modeling_mcm.training.descent import minimize
+from modeling_mcm.training.pretraining import COUNTS_ALONE, fit_counts, fit_encoder, measure_encoder, read_rows
+from modeling_mcm.training.scorer import judge
+from modeling_mcm.training.scorer.counts import LabelCounts, count_log
 from modeling_mcm.training.scorer.examples import (
-    ExampleReader,
-    Examples,
-    _find_later,
+    ExampleTable,
+    draw_cutoffs,
     draw_examples,
+    draw_training,
     draw_validation,
+    find_later,
     hold_out,
     read_visit_starts,
 )
-from modeling_mcm.training.scorer.fit import SEARCH, ScoredCases, ScorerFit, ranking_loss
+from modeling_mcm.training.scorer.features import compute_features, read_batches
+from modeling_mcm.training.scorer.fit import SEARCH, ScoredCases, fit_weights, ranking_loss
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +55,7 @@ def data(prepared):
     return PreparedData(str(prepared))
 
 
+CPU = torch.device("cpu")
 KINDS = {"token_type": "kind", "features": [{"name": "kind"}, {"name": "item"}]}
 
 
@@ -65,7 +70,7 @@ def make_model(data, kind="kind", **choices):
 def model(data):
     """A model without an encoder, fitted on the corner shop."""
     fitted = make_model(data, "type")
-    ScorerFit(fitted, data, seed=0)
+    fit_counts(fitted, data)
     return fitted
 
 
@@ -112,20 +117,20 @@ def test_a_fold_counts_the_other_customers_alone(data):
 
 
 def test_an_example_knows_how_popular_labels_were_until_then(data, model):
-    examples = draw_examples(data, seed=0)
+    examples = draw_training(data, seed=0)
     example = examples.take(np.argsort(examples.day)[[len(examples.day) // 2]])
-    reader = ExampleReader(data, model.config)
+    log = count_log(data, model.config)
 
     def popularity(change, in_training):
-        reader.counts = []
+        counts = []
         for task, size in model.config.label_sizes.items():
             events = read_history(data.rows, task, kind="feature")
             if change:
                 events.label[(events.time >= example.day * 86_400) & (events.customer != example.row)] = 2
-            reader.counts.append(LabelCounts(events, size, reader.folds))
-        tables = None if in_training else [each.make_tables() for each in reader.counts]
+            counts.append(LabelCounts(events, size, log.folds))
+        scorer = None if in_training else SimpleNamespace(get_tables=lambda task: counts[task].make_tables())
         asked = example if in_training else example._replace(day=np.full(1, np.nan))
-        found = reader.read(asked, torch.Generator(), tables)[0]
+        found = compute_features(log._replace(counts=counts), asked, torch.Generator(), CPU, scorer)[0]
         names = [each.name for each in FEATURES if each.group == "popularity" and each.name != "lift"]
         rows = found.features[:, [PLACES[name] for name in names]].tolist()
         return {label: row for label, row in zip(found.label.tolist(), rows, strict=True)}
@@ -138,18 +143,42 @@ def test_an_example_knows_how_popular_labels_were_until_then(data, model):
 
 def test_leaving_one_out_counts_the_whole_period_as_in_use(event_log, prepare_log):
     data = PreparedData(prepare_log(event_log, cutoffs="leave_one_out"))
-    reader, examples = ExampleReader(data, make_model(data, "type").config), draw_examples(data, seed=0)
-    examples = examples.take(reader.folds[examples.row] == 0)
-    tables = [each.make_tables(0) for each in reader.counts]
-    for table, found in zip(tables, reader.read(examples, torch.Generator()), strict=True):
+    log, examples = count_log(data, make_model(data, "type").config), draw_training(data, seed=0)
+    examples = examples.take(log.folds[examples.row] == 0)
+    tables = [each.make_tables(0) for each in log.counts]
+    for table, found in zip(tables, compute_features(log, examples, torch.Generator(), CPU), strict=True):
         share = table.counts[0] / table.counts[0].sum()
         torch.testing.assert_close(found.features[:, PLACES["label_share"]], share[found.label].clamp(min=1e-7).log())
 
 
-def test_examples_come_from_the_training_period(data):
-    row, end, stop, elapsed, _ = draw_examples(data, seed=0)
-    ends = np.asarray(data.rows["validation_end"])
+@pytest.mark.parametrize("cutoffs", ["by time", "leave_one_out"])
+def test_examples_start_with_a_visit_of_the_training_period(event_log, prepare_log, cutoffs):
+    """With its first event, here a click: what is seen on the way to a target is no history of it."""
+    clicks = event_log.dropna(subset="basket").drop_duplicates("basket").assign(action="click", price=None, aisle=None)
+    log = pd.concat([event_log, clicks.assign(when=clicks["when"] - pd.Timedelta(minutes=9))])
+    data = PreparedData(prepare_log(log, **({} if cutoffs == "by time" else {"cutoffs": cutoffs})))
+    row, end, stop, elapsed, day, left = draw_training(data, seed=0)
+    ends, visits = np.asarray(data.rows["validation_end"]), data.rows["visits"]
     assert len(row) and ((end > 0) & (end < stop) & (stop <= ends[row])).all() and (elapsed >= 0).all()
+    assert all(
+        visits[customer][place] != visits[customer][place - 1] for customer, place in zip(row, end, strict=True)
+    )
+    times = [times[: ends[customer]] for customer, times in enumerate(data.rows["times"])]
+    if cutoffs == "by time":
+        np.testing.assert_allclose(day + left, np.max([max(events, default=0) for events in times]) / 86_400)
+    else:
+        assert np.isinf(left).all()
+
+
+def test_what_comes_within_a_month_is_learned_where_the_period_has_that_month(data, model, caplog):
+    log, examples = count_log(data, model.config), draw_training(data, seed=0)
+    table = compute_features(log, examples, torch.Generator(), CPU)[0]
+    assert (
+        table.sees_horizon.tolist() == (examples.left >= 30).tolist() and 0.1 < table.sees_horizon.float().mean() < 1
+    )
+    caplog.set_level("INFO")
+    short = draw_cutoffs(examples._replace(left=examples.left % 30), np.random.default_rng(0))
+    assert np.isinf(short.left).all() and "what comes within 30 days is cut at its end" in caplog.text
 
 
 @pytest.mark.parametrize("cutoffs", ["by time", "leave_one_out"])
@@ -183,7 +212,7 @@ def test_cutoffs_at_any_moment_fall_into_long_gaps(tmp_path):
     cutoffs = {"validation": "2020-04-01", "test": "2020-05-01"}
     known = {"time": "time", "features": [{"name": "item"}], "cutoffs": cutoffs}
     data = prepare_items(tmp_path, log, ["user", "time", "item"], **known)
-    examples = draw_examples(data, seed=0, most=100)
+    examples = draw_training(data, seed=0, most=100)
     assert len(examples.row) == 100 and len({*examples.row}) > 30
     assert (examples.end == 30).all() and ((examples.elapsed > 0) & (examples.elapsed < 60)).all()
 
@@ -226,9 +255,9 @@ def test_small_logs_are_fitted(tmp_path, customers, items):
     log = [(user, place, "buy", f"item {(user + place) % items}") for user in range(customers) for place in range(6)]
     columns = ["user", "place", "kind", "item"]
     data = prepare_items(tmp_path, log, columns, order="place", cutoffs="leave_one_out", **KINDS)
-    fit = ScorerFit(make_model(data), data)
-    assert fit.ndcg[0][0].nanmean() > 0
-    level = LabelScorer.chances(fit.scorer.chance[-1, NEXT_VISIT], torch.full((items,), 1 / items).log())
+    model = make_model(data)
+    assert fit_counts(model, data).ndcg[0][0].nanmean() > 0
+    level = LabelScorer.chances(model.scorer.chance[-1, NEXT_VISIT], torch.full((items,), 1 / items).log())
     assert level.sum() == pytest.approx(1, abs=0.5)  # a visit has one item
 
 
@@ -238,7 +267,7 @@ def test_the_figure_of_counts_alone_is_that_of_evaluation(tmp_path):
     known = {"order": "rows", "features": [{"name": "item", "min_count": 9}], "cutoffs": "leave_one_out"}
     data = prepare_items(tmp_path, log, ["user", "item"], **known)
     model = make_model(data, "token_type")
-    (ndcg,), cases = ScorerFit(model, data).ndcg, cases_at(data, "validation")
+    (ndcg,), cases = fit_counts(model, data).ndcg, cases_at(data, "validation")
     assert min(cases.targets["item"].labels) < 0
     values = rank_targets(model, data.extractor, data.rows, cases, ["item"])["item"].metrics((10,))
     assert ndcg[0].nanmean() == pytest.approx(np.nanmean(values["next_visit_ndcg@10"]), abs=1e-6)
@@ -259,7 +288,7 @@ def test_a_small_log_is_not_ranked_worse_than_by_counting(model, data):
 def encoded(data):
     """A model with an encoder that has learned nothing, and the fit of its scorer."""
     model = perturb(make_model(data, "type", **EXTENDED | TINY | {"scorer": True}))
-    return model, ScorerFit(model, data, seed=0)
+    return model, fit_counts(model, data)
 
 
 def test_the_best_labels_of_the_readout_are_candidates():
@@ -302,14 +331,14 @@ def know(model, batch, knows):
 
 def test_an_encoder_is_measured_by_what_it_adds_to_counts(encoded, monkeypatch):
     model, fit = encoded
-    forward = model.forward
+    forward, given = model.forward, [fit.log, fit.examples.validation, fit.scored]
 
     def measure(scores):
         def answer(parts=(), **batch):
             return SimpleNamespace(logits=dict(zip(model.config.tasks, scores(batch), strict=True)))
 
         monkeypatch.setattr(model, "forward", answer)
-        return fit.measure_encoder(model)
+        return measure_encoder(model, *given)
 
     torch.manual_seed(0)
     nothing = measure(
@@ -319,8 +348,39 @@ def test_an_encoder_is_measured_by_what_it_adds_to_counts(encoded, monkeypatch):
     assert measure(lambda batch: know(model, batch, True)) < 0.8 * nothing
     counted = measure(lambda batch: [*forward(**{k: v for k, v in batch.items() if k != "labels"}).logits.values()])
     assert counted == pytest.approx(nothing, rel=0.05)  # what counts know already
-    monkeypatch.setattr(fit, "cases", [ScoredCases(*(column[:1] for column in fit.cases[0])), *fit.cases[1:]])
+    given[-1] = [ScoredCases(*(column[:1] for column in fit.scored[0])), *fit.scored[1:]]
     assert np.isfinite(measure(lambda batch: know(model, batch, False)))  # with one candidate in all
+
+
+def test_cases_that_chose_an_epoch_do_not_judge_the_encoder(data, monkeypatch):
+    few = draw_examples(data, 0, True)
+    assert few.chooses.all() and few.judges.all()
+    monkeypatch.setattr("modeling_mcm.training.scorer.examples.ENOUGH", 10)
+    assert draw_examples(data, 0, False).chooses.all()
+    examples = draw_examples(data, 0, True)
+    assert (examples.chooses ^ examples.judges).all() and abs(examples.judges.mean() - 0.5) < 0.1
+    before = torch.rand(2, len(examples.judges), generator=torch.Generator().manual_seed(0))
+    for gains, pairs in ((examples.chooses, []), (examples.judges, [(0, NEXT_VISIT)])):
+        after = before + torch.from_numpy(gains)
+        assert judge.judge_encoder(["items"], [before], [after], [NEXT_VISIT], examples.judges, CPU) == pairs
+
+
+def test_large_scores_have_a_finite_entropy():
+    case, is_target = torch.tensor([0, 0, 1]), torch.tensor([True, False, True])
+    scores = torch.tensor([500.0, 499.0, -500.0])
+    weights, loss = fit_weights([ScoredCases(case, case, scores, is_target, torch.zeros(3, 1))])
+    assert weights.isfinite().all() and 0 <= loss < 0.5
+
+
+def test_a_log_with_few_visits_ends_without_the_encoder(tmp_path, caplog):
+    log = [(user, place, "buy", f"item {place % 2}") for user in range(3) for place in range(4)]
+    columns = ["user", "place", "kind", "item"]
+    data = prepare_items(tmp_path, log, columns, order="place", cutoffs="leave_one_out", **KINDS)
+    model = perturb(make_model(data, **EXTENDED | TINY | {"scorer": True, "state_size": 0}))
+    counted = fit_counts(model, data)
+    assert not len(counted.examples.held_out.row)
+    fit_encoder(model, counted)
+    assert not model.scorer.reads.any() and "0 visits were held out" in caplog.text
 
 
 @pytest.mark.parametrize("knows", [True, False], ids=["knows the answers", "knows nothing"])
@@ -332,12 +392,31 @@ def test_an_encoder_is_used_where_it_adds_to_the_counts(encoded, monkeypatch, ca
     monkeypatch.setattr(model, "readouts", lambda batch: list(map(Readout, know(model, batch, knows), vectors)))
     caplog.set_level("INFO")
     state = {name: value.clone() for name, value in model.scorer.state_dict().items()}
-    fit.finish(model)
+    fit_encoder(model, fit)
     used = model.scorer.reads.T.tolist()
     model.scorer.load_state_dict(state)
     assert used[NEXT_VISIT] == [knows, knows, False]  # of the types nothing is left to know
-    assert used[WITHIN] == used[NEXT_VISIT] and WITHIN in fit.questions
+    assert used[WITHIN] == used[NEXT_VISIT] and WITHIN in fit.examples.questions
     assert caplog.text.count("so it is used") == 4 * knows
+
+
+def test_a_model_on_a_gpu_is_fitted_as_on_the_cpu(data, monkeypatch):
+    """From the counts to the judgement of the encoder, and the measure between, which decides the epoch."""
+    monkeypatch.setattr(judge, "LEAST_ERRORS", -np.inf)  # all tasks read the encoder
+    monkeypatch.setattr("modeling_mcm.training.scorer.fit.EPOCHS", 1)
+    monkeypatch.setitem(SEARCH, "max_iter", 3)
+
+    def fit(device):
+        model = perturb(make_model(data, "type", **EXTENDED | TINY | {"scorer": True})).to(device)
+        counted = fit_counts(model, data)
+        measured = measure_encoder(model, counted.log, counted.examples.validation, counted.scored)
+        fit_encoder(model, counted)
+        assert {value.device for value in model.state_dict().values()} == {device} and model.scorer.reads.any()
+        return measured, {name: value.cpu() for name, value in model.scorer.state_dict().items()}
+
+    with other_device() as device:
+        expected, found = fit(CPU), fit(device)
+    torch.testing.assert_close(found, expected, rtol=0.01, atol=0.01)
 
 
 def test_until_the_scorer_is_fitted_scores_are_the_readouts(tiny_model, batch):
@@ -353,7 +432,7 @@ def test_later_labels_come_within_a_month_and_before_the_end_of_the_period():
 
     def later(stop, elapsed):
         row, end, stop, elapsed = (np.array([value]) for value in (0, 2, stop, elapsed))
-        return _find_later(rows, Examples(row, end, stop, elapsed, elapsed)).tolist()
+        return find_later(rows, ExampleTable(row, end, stop, elapsed, elapsed, elapsed)).tolist()
 
     assert later(6, 2.0) == [2, 3]  # until day 33
     assert later(6, 9.0) == [2, 3, 4]
@@ -364,23 +443,26 @@ def test_the_loss_wants_the_targets_of_each_question_first():
     mask, is_target = torch.ones(1, 4, dtype=torch.bool), torch.zeros(QUESTIONS, 1, 4, dtype=torch.bool)
     is_target[:, 0, 0] = is_target[WITHIN, 0, 1] = True
     scores = torch.zeros(QUESTIONS, 1, 4, requires_grad=True)
-    ranking_loss(mask, scores, is_target, torch.zeros(1, 1, 4)).backward()
+    ranking_loss(mask, scores, is_target, torch.zeros(1, 1, 4), torch.ones(QUESTIONS, 1)).backward()
     next_visit, within = -scores.grad[:, 0]
     assert next_visit[0] > 0 > next_visit[1:].max()
     assert within[:2].min() > 0 > within[2:].max()
+    scores.grad = None  # and what an example does not know teaches nothing
+    ranking_loss(mask, scores, is_target, torch.zeros(1, 1, 4), torch.tensor([[1.0], [0.0]])).backward()
+    torch.testing.assert_close(-scores.grad[:, 0], torch.stack([next_visit, 0 * within]))
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("question", [NEXT_VISIT, WITHIN])
 def test_chances_are_those_of_the_question(model, data, question):
     """Over the validation cases that come, candidates do as often as the chances say: all, and the likely ones."""
-    reader, task = ExampleReader(data, model.config), model.config.tasks.index("items")
-    examples, tables = draw_validation(data, seed=0), [*model.scorer.tables]
+    log, task = count_log(data, model.config), model.config.tasks.index("items")
+    examples = draw_validation(data, seed=0)
     log_p = torch.zeros(len(examples.row), model.config.label_sizes["items"])
-    for chosen, _, batch in reader.batches(examples, np.arange(len(examples.row))):
+    for chosen, _, batch in read_batches(log, examples, np.arange(len(examples.row)), CPU):
         history = read_histories(model.config, batch, ["items"])
         log_p[chosen] = model.scorer.score([task], history, question=question)[0].log_softmax(1)
-    tasks = reader.read(examples, torch.Generator(), tables)
+    tasks = compute_features(log, examples, torch.Generator(), CPU, model.scorer)
     found, comes = tasks[task], sum(of_task.num_targets[:, question] for of_task in tasks) > 0
     assert comes.all() == (question == NEXT_VISIT)
     log_p = log_p[found.example, found.label]

@@ -11,7 +11,7 @@ from choices import PAPER, TINY
 from scipy.sparse import csr_array
 
 from modeling_mcm import MCMConfig, MCMModel
-from modeling_mcm.training.fitting import find_components
+from modeling_mcm.training.state import find_components
 
 FEATURES, SIZES = ["token_type", "item", "brand"], [4, 80, 10]
 

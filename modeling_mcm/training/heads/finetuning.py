@@ -26,7 +26,7 @@ from modeling_mcm.files_mcm import file_digest, read_json, write_json
 from modeling_mcm.option import REQUIRED, option
 
 from ..checkpoints import checkpoint_digest
-from ..fitting import minimize
+from ..descent import minimize
 from ..resuming import FINE_TUNING, Facts, command_line, is_finished, output_folder_lock
 
 FOLDS, MANY = 5, 5_000  # folds of cross-validation; number of examples from which one of them is held out

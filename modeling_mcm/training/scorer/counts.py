@@ -4,19 +4,34 @@
 
 The counts over all customers would contain the targets of the scorer's own examples. So the customers are divided into
 folds, and an example's features are computed from the counts of the other folds.
+
+Shapes: C customers, G folds, P ends of parts of the training period (its start included), V labels of a task, W most
+frequent labels whose matrices are inverted, K stored neighbours of a label.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
+from torch import Tensor
 
-from modeling_mcm.configuration_mcm import FIRST_LABEL
-from modeling_mcm.evaluation.cases import TaskHistory, VisitSets, count_transitions, read_moments
+from modeling_mcm.configuration_mcm import FIRST_LABEL, MCMConfig
+from modeling_mcm.data import PreparedData
+from modeling_mcm.data.collator import MCMCollator, PreparedRows
+from modeling_mcm.evaluation.cases import (
+    TaskHistory,
+    VisitSets,
+    count_transitions,
+    read_history,
+    read_moments,
+    tasks_without_repeats,
+)
 from modeling_mcm.events_mcm import SECONDS_PER_DAY, run_starts
 from modeling_mcm.scorer_mcm import ATTRIBUTES, MOST_DENSE, RATE_HALF_LIFE, LabelTables
+from modeling_mcm.training.labels import categorical_features, find_usual_values
 
 FOLDS = 5
 LAG_WEIGHTS = (1.0, 1 / 2, 1 / 3, 1 / 4, 1 / 5, 1 / 6)  # weight of a transition by its lag in moments
@@ -34,7 +49,7 @@ class LabelCounts:
     Args:
         history ([`TaskHistory`]): Events of the training period with a label.
         size (`int`): V, the number of labels.
-        folds (`NDArray[int64]` of shape `(customers,)`): Fold of each customer.
+        folds (`NDArray[int64]` of shape `(C,)`): Fold of each customer.
         values (`Sequence[NDArray[int64]]`): Usual values `(V,)` of the features that labels determine.
         no_targets (`Sequence[int]`): Ids of labels that are never a target.
     """
@@ -48,39 +63,18 @@ class LabelCounts:
         no_targets: Sequence[int] = (),
     ):
         day, visits = history.time / SECONDS_PER_DAY, VisitSets.of(history)
-        self.no_targets = no_targets
-        self.size, self.start, self.part = size, day.min(), max(np.ptp(day), 1e-9) / PERIODS
-        sets, customer = read_moments(history, size)
-        gaps = np.diff(day[run_starts(history.moment)])[customer[1:] == customer[:-1]]
-        self.has_times = bool(len(gaps) and (gaps > 0).mean() > 0.5)
-        self.gap = float(np.median(gaps[gaps > 0])) if self.has_times else 1.0
-        of_folds = [folds[customer] == fold for fold in range(FOLDS)]
-        self.transitions = [count_transitions(sets[own], customer[own], LAG_WEIGHTS) for own in of_folds]
-        # By fold until the end of each part of the period: the numbers of `LabelTables.counts` without the recent
-        # ones, `(4, folds, PERIODS + 1, V)`, and of visits
-        period = self.count_parts(visits.day).clip(max=PERIODS - 1) + 1
-        group, shape = folds[visits.customer] * (PERIODS + 1) + period, (FOLDS, PERIODS + 1)
-        counts = visits.count_occurrences(group, FOLDS * (PERIODS + 1), size)[:4]
-        self.counts = np.stack(counts).astype(np.float32).reshape(4, *shape, size).cumsum(2)
-        self.visits = np.bincount(group, minlength=FOLDS * (PERIODS + 1)).reshape(shape).cumsum(1)
-        self.attributes, self.grams = _number(values, size), []
+        self.size, self.no_targets = size, no_targets
+        self.start, self.part = day.min(), max(np.ptp(day), 1e-9) / PERIODS
+        sets, customer = read_moments(history, size)  # (moments, V), (moments,)
+        self.gap, self.has_times = measure_gaps(day[run_starts(history.moment)], customer)
+        moments = [folds[customer] == fold for fold in range(FOLDS)]  # G of (moments,)
+        self.transitions = [count_transitions(sets[chosen], customer[chosen], LAG_WEIGHTS) for chosen in moments]
+        period = self.count_parts(visits.day).clip(max=PERIODS - 1) + 1  # (visits,), from 1
+        self.counts, self.visits = count_periods(visits, folds[visits.customer], period, size)
+        self.attributes, self.grams = number_attributes(values, size), list[Tensor]()
         if size <= MOST_DENSE:
-            owner, number = visits.customer[visits.visit], np.diff(visits.first_visit)
-            faded = 0.5 ** ((visits.first_visit[1:][owner] - 1 - visits.visit) / RATE_HALF_LIFE)
-            possible = (1 - 0.5 ** (number / RATE_HALF_LIFE)) / (1 - 0.5 ** (1 / RATE_HALF_LIFE))
-            # Personal rates: the share of a customer's visits with a label, of which older ones fade
-            rates = csr_array((faded / possible[owner], (owner, visits.label)), shape=(len(folds), size))
-            self.grams = [self._multiply(rates[folds == fold]) for fold in range(FOLDS)]
-
-    def _multiply(self, rates: csr_array) -> torch.Tensor:
-        """Gram matrices `(2, W, W)` of the customers' sets of labels and of their rates; W are the most frequent."""
-        size = min(self.size, FIRST_LABEL + MOST_INVERTED)  # ids are in the order of frequency
-        result = torch.zeros(2, size, size)
-        for start in range(0, rates.shape[0], CUSTOMERS):
-            dense = torch.from_numpy(rates[start : start + CUSTOMERS, :size].toarray()).float()
-            for gram, values in zip(result, ((dense > 0).float(), dense), strict=True):
-                gram.addmm_(values.T, values)
-        return result
+            rates = compute_rates(visits, size)  # (C, V)
+            self.grams = [multiply_labels(rates[folds == fold]) for fold in range(FOLDS)]
 
     def count_parts(self, day: NDArray) -> NDArray:
         """Number of parts of the training period that have ended at each day."""
@@ -92,68 +86,154 @@ class LabelCounts:
             return np.full(len(age), PERIODS)
         return (self.count_parts(day) - age).clip(min=0)
 
-    def read_parts(self, without: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Reads `LabelTables.counts` `(PERIODS + 1, 5, V)` and the number of visits `(PERIODS + 1,)` at the end of
-        each part of the training period, from its start on, of all folds but one."""
+    def read_parts(self, without: int | None = None) -> tuple[Tensor, Tensor]:
+        """Reads `LabelTables.counts` `(P, 5, V)` and the number of visits `(P,)` at the end of each part of the
+        training period, from its start on, of all folds but one."""
         folds = [fold for fold in range(FOLDS) if fold != without]
-        seen, again, at_once, gap = self.counts[:, folds].sum(1)
+        seen, again, at_once, gap = self.counts[:, folds].sum(1)  # each (P, V)
         recent = seen - seen[(np.arange(PERIODS + 1) - LATE).clip(min=0)]
         visits = torch.from_numpy(self.visits[folds].sum(0).clip(min=1)).float()
         return torch.from_numpy(np.stack([seen, again, at_once, recent, gap], 1)), visits
 
     def make_tables(self, without: int | None = None) -> LabelTables:
-        """Makes the tables of all folds, or of all but one."""
+        """Makes the tables of all folds, or of all but one, on the CPU."""
         folds = [fold for fold in range(FOLDS) if fold != without]
         tables = LabelTables(self.size, self.no_targets)
-        counts, visits = (values[-1] for values in self.read_parts(without))
+        counts, visits = (values[-1] for values in self.read_parts(without))  # (5, V), ()
         tables.counts.copy_(counts)
-        number = np.bincount(self.attributes.ravel())
+        number = np.bincount(self.attributes.ravel())  # of labels with each value; 0: none
+        rarity = np.log(self.size / number.clip(min=1))[self.attributes] * (self.attributes > 0)  # (V, ATTRIBUTES)
         tables.attributes.copy_(torch.from_numpy(self.attributes))
-        rarity = np.log(self.size / number.clip(min=1))[self.attributes] * (self.attributes > 0)
         tables.rarity.copy_(torch.from_numpy(rarity))
         tables.totals.copy_(torch.tensor([visits, self.gap, float(self.has_times), len(number) - 1]))
-        occurrences = counts[0].numpy()
-        pairs = csr_array(sum(self.transitions[fold] for fold in folds))
-        _keep_largest(tables, 0, csr_array(pairs + BACKWARDS * pairs.T), (occurrences + 1) ** SHRINKAGE)
-        _keep_largest(tables, 1, pairs, occurrences + 1)
+        occurrences = counts[0].numpy()  # (V,)
+        forwards = csr_array(sum(self.transitions[fold] for fold in folds))  # (V, V)
+        both = csr_array(forwards + BACKWARDS * forwards.T)
+        store_pairs(tables, 0, both, (occurrences + 1) ** SHRINKAGE)
+        store_pairs(tables, 1, forwards, occurrences + 1)
         if self.grams:
-            sets, rates = torch.stack([self.grams[fold] for fold in folds]).sum(0)
-            identity, stored = torch.eye(len(sets)), min(tables.weights.shape[2], len(sets))
-            for index, gram, ridge in ((2, sets, EASE_RIDGE), (3, rates, RATES_RIDGE)):
-                strength = ridge * gram.diagonal()[FIRST_LABEL:].mean().clamp(min=1e-8)
-                inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram + strength * identity))
-                matrix = identity - strength * inverse
-                if index == 2:
-                    matrix = (-inverse / inverse.diagonal()).fill_diagonal_(0)
-                matrix[:, :FIRST_LABEL] = 0
-                largest = matrix.abs().topk(stored, 1).indices
-                tables.neighbours[index, : len(sets), :stored] = largest.int()
-                tables.weights[index, : len(sets), :stored] = matrix.gather(1, largest).half()
+            sets, rates = torch.stack([self.grams[fold] for fold in folds]).sum(0)  # each (W, W)
+            store_matrix(tables, 2, regress_labels(sets))
+            store_matrix(tables, 3, smooth_rates(rates))
         return tables
 
 
-def _number(values: Sequence[NDArray], size: int) -> NDArray:
+def measure_gaps(day: NDArray, customer: NDArray) -> tuple[float, bool]:
+    """Median gap in days between the moments `(moments,)` of a customer, and whether times say anything."""
+    gaps = np.diff(day)[customer[1:] == customer[:-1]]
+    has_times = bool(len(gaps) and (gaps > 0).mean() > 0.5)
+    return float(np.median(gaps[gaps > 0])) if has_times else 1.0, has_times
+
+
+def count_periods(visits: VisitSets, fold: NDArray, period: NDArray, size: int) -> tuple[NDArray, NDArray]:
+    """The numbers of `LabelTables.counts` without the recent ones, `(4, G, P, V)`, and of visits, `(G, P)`, by fold
+    until the end of each part of the period, from the fold and the period `(visits,)` of each visit."""
+    group, shape = fold * (PERIODS + 1) + period, (FOLDS, PERIODS + 1)  # (visits,): a fold and a period
+    counts = np.stack(visits.count_occurrences(group, FOLDS * (PERIODS + 1), size)[:4])  # (4, G P, V)
+    number = np.bincount(group, minlength=FOLDS * (PERIODS + 1))  # (G P,)
+    return counts.astype(np.float32).reshape(4, *shape, size).cumsum(2), number.reshape(shape).cumsum(1)
+
+
+def compute_rates(visits: VisitSets, size: int) -> csr_array:
+    """Personal rates `(C, V)`: the share of a customer's visits with a label, of which older ones fade."""
+    owner, number = visits.customer[visits.visit], np.diff(visits.first_visit)  # (rows,), (C,)
+    ago = visits.first_visit[1:][owner] - 1 - visits.visit  # (rows,): visits after this one
+    possible = (1 - 0.5 ** (number / RATE_HALF_LIFE)) / (1 - 0.5 ** (1 / RATE_HALF_LIFE))  # (C,): of every visit
+    rates = 0.5 ** (ago / RATE_HALF_LIFE) / possible[owner]  # (rows,)
+    return csr_array((rates, (owner, visits.label)), shape=(len(number), size))
+
+
+def multiply_labels(rates: csr_array) -> Tensor:
+    """Gram matrices `(2, W, W)` of the sets of labels of some customers, and of their rates, `(customers, V)`."""
+    size = min(rates.shape[1], FIRST_LABEL + MOST_INVERTED)  # W: ids are in the order of frequency
+    result = torch.zeros(2, size, size)
+    for start in range(0, rates.shape[0], CUSTOMERS):
+        dense = torch.from_numpy(rates[start : start + CUSTOMERS, :size].toarray()).float()  # (customers, W)
+        for gram, values in zip(result, ((dense > 0).float(), dense), strict=True):
+            gram.addmm_(values.T, values)
+    return result
+
+
+def invert(gram: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
+    """Inverse of a Gram matrix `(W, W)` with a ridge, in units of its mean diagonal, and the strength of that `()`."""
+    strength = ridge * gram.diagonal()[FIRST_LABEL:].mean().clamp(min=1e-8)
+    return torch.cholesky_inverse(torch.linalg.cholesky(gram + strength * torch.eye(len(gram)))), strength
+
+
+def regress_labels(sets: Tensor) -> Tensor:
+    """EASE (Steck, WWW 2019): weights `(W, W)` of a regression of each label on the others, from the labels' sets."""
+    inverse, _ = invert(sets, EASE_RIDGE)
+    return (-inverse / inverse.diagonal()).fill_diagonal_(0)
+
+
+def smooth_rates(rates: Tensor) -> Tensor:
+    """Weights `(W, W)` of a ridge regression of personal rates on themselves."""
+    inverse, strength = invert(rates, RATES_RIDGE)
+    return torch.eye(len(rates)) - strength * inverse
+
+
+def number_attributes(values: Sequence[NDArray], size: int) -> NDArray:
     """Attributes `(V, ATTRIBUTES)` of labels, from the usual values `(V,)` of features, the most values first. A
     feature has at least `LEAST_VALUES` of them, or it says little, and at most V / 2, or labels share none."""
-    known = (np.append(0, np.where(of_feature >= FIRST_LABEL, of_feature, 0)) for of_feature in values)
-    numbered = [np.unique(of_feature, return_inverse=True)[1][1:] for of_feature in known]  # 0: none
-    numbered = sorted((each for each in numbered if LEAST_VALUES <= each.max() <= size / 2), key=np.max, reverse=True)
+    known = (np.append(0, np.where(usual >= FIRST_LABEL, usual, 0)) for usual in values)
+    numbered = [np.unique(usual, return_inverse=True)[1][1:] for usual in known]  # 0: none
+    numbered = [numbers for numbers in numbered if LEAST_VALUES <= numbers.max() <= size / 2]
     attributes, start = np.zeros((size, ATTRIBUTES), np.int64), 0
-    for column, numbers in enumerate(numbered[:ATTRIBUTES]):
+    for column, numbers in enumerate(sorted(numbered, key=np.max, reverse=True)[:ATTRIBUTES]):
         attributes[:, column] = np.where(numbers > 0, numbers + start, 0)
         start = attributes.max()
     return attributes
 
 
-def _keep_largest(tables: LabelTables, index: int, pairs: csr_array, divisors: NDArray) -> None:
-    """Fills a table with the largest weights of each label: those of the pairs `(V, V)` by the label's divisor."""
+def store_pairs(tables: LabelTables, kind: int, pairs: csr_array, divisors: NDArray) -> None:
+    """Stores the K largest weights of each label: those of the pairs `(V, V)` by the label's divisor `(V,)`."""
     pairs.sort_indices()
     most, starts = tables.weights.shape[2], pairs.indptr
     kept = np.ones(pairs.nnz, bool)
     for label in np.flatnonzero(np.diff(starts) > most):
-        own = slice(starts[label], starts[label + 1])
-        kept[own][np.argpartition(pairs.data[own], -most)[:-most]] = False
-    first = np.repeat(np.arange(len(divisors)), np.diff(starts))[kept]
-    cells = index, torch.from_numpy(first), torch.from_numpy(np.arange(len(first)) - np.searchsorted(first, first))
+        row = slice(starts[label], starts[label + 1])
+        kept[row][np.argpartition(pairs.data[row], -most)[:-most]] = False
+    first = np.repeat(np.arange(len(divisors)), np.diff(starts))[kept]  # (kept,): label of each pair
+    place = np.arange(len(first)) - np.searchsorted(first, first)  # (kept,): index among those of the label
+    cells = kind, torch.from_numpy(first), torch.from_numpy(place)
     tables.neighbours[cells] = torch.from_numpy(pairs.indices[kept]).int()
     tables.weights[cells] = torch.from_numpy(pairs.data[kept] / divisors[first]).half()
+
+
+def store_matrix(tables: LabelTables, kind: int, matrix: Tensor) -> None:
+    """Stores the K weights of each label that are the largest by their absolute value, of a matrix `(W, W)`."""
+    matrix[:, :FIRST_LABEL] = 0
+    rows, most = len(matrix), min(tables.weights.shape[2], len(matrix))
+    largest = matrix.abs().topk(most, 1).indices  # (W, K)
+    tables.neighbours[kind, :rows, :most] = largest.int()
+    tables.weights[kind, :rows, :most] = matrix.gather(1, largest).half()
+
+
+class CountedLog(NamedTuple):
+    """A log from which features are computed.
+
+    Attributes:
+        rows ([`PreparedRows`]), collator ([`MCMCollator`]): The customers, and what makes model inputs of them.
+        folds (`NDArray[int64]` of shape `(C,)`): Fold of each customer.
+        counts (`list[LabelCounts]`): Counts of each task.
+        without_repeats (`list[int]`): Indices of the tasks in which customers don't have a label again.
+    """
+
+    rows: PreparedRows
+    collator: MCMCollator
+    folds: NDArray
+    counts: list[LabelCounts]
+    without_repeats: list[int]
+
+
+def count_log(data: PreparedData, config: MCMConfig, seed: int = 0) -> CountedLog:
+    """Counts the labels of each task in the training period, by folds that the seed draws."""
+    folds = np.random.default_rng(seed).integers(0, FOLDS, len(data.rows))
+    features, counts = categorical_features(data.extractor), []
+    for (task, size), no_targets in zip(config.label_sizes.items(), config.no_targets, strict=True):
+        usual = find_usual_values(data.rows, config, task, features)
+        history = read_history(data.rows, task, kind="feature")
+        counts.append(LabelCounts(history, size, folds, [*usual.values()], no_targets))
+    collator = MCMCollator(data.extractor, config, "evaluate", cutoff="validation")
+    without_repeats = [config.tasks.index(task) for task in tasks_without_repeats(data.rows, config.tasks)]
+    return CountedLog(PreparedRows(data.rows), collator, folds, counts, without_repeats)

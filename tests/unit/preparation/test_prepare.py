@@ -24,7 +24,7 @@ from transformers.utils import logging
 from modeling_mcm.configuration_mcm import FIRST_LABEL, MCMConfig
 from modeling_mcm.data import EventSchema, PreparedData, PreparedManifest, load_prepared
 from modeling_mcm.preparation import prepare
-from modeling_mcm.training.fitting import popularity
+from modeling_mcm.training.labels import popularity
 
 ROOT = Path(__file__).parents[3]
 

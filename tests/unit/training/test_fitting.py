@@ -7,19 +7,17 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from other_device import other_device
 
 from modeling_mcm.data import PreparedData, load_prepared
 from modeling_mcm.data.collator import PreparedRows
 from modeling_mcm.evaluation.cases import read_history
 from modeling_mcm.state_mcm import GAPS
-from modeling_mcm.training.fitting import (
-    count_at_times,
-    describe_customers,
-    describe_shop,
-    fill_label_values,
-    fit_state,
-)
+from modeling_mcm.training.forecaster.describe import describe_shop
+from modeling_mcm.training.labels import fill_label_values
+from modeling_mcm.training.pretraining import describe_customers
 from modeling_mcm.training.scorer.counts import LabelCounts
+from modeling_mcm.training.state import count_at_times, fit_state, pad_latest
 
 CUTOFF = pd.Timestamp("2017-10-01").timestamp()
 
@@ -108,6 +106,15 @@ def test_nothing_after_the_cutoff_is_read(event_log, prepare_log, rows, make, fi
     assert decided[0] == decided[1] and late.any()
 
 
+def test_days_count_from_the_first_event_that_is_read(extractor, rows):
+    row = dict(rows[0])
+    row["feature_items"] = np.where(np.arange(len(row["times"])) < 3, 0, row["feature_items"])  # the first is unread
+    (times, unread), batch = pad_latest(extractor, [row, row | {"feature_items": 0 * row["feature_items"]}], ["items"])
+    days = batch["event_times"][0][batch["attention_mask"][0].bool()][1:]
+    np.testing.assert_allclose(days, (times - times[0]) / 86_400, rtol=1e-5)
+    assert times[0] > row["times"][0] == unread[0]
+
+
 def test_the_same_seed_gives_the_same_state(rows, fitted):
     directions = [fitted(rows, None, seed=seed).directions for seed in (0, 0, 1)]
     assert torch.equal(directions[0], directions[1]) and not torch.equal(directions[0], directions[2])
@@ -124,6 +131,17 @@ def test_a_log_without_prices_and_with_one_token_type(event_log, prepare_log, ma
     model = make(tasks=["items"], summed_features=[], **sizes)
     describe_customers(model, data, seed=0)
     assert model.model.customer_forecasts.names()[0] == "visits_7d"
+
+
+def test_a_model_on_a_gpu_is_described_as_on_the_cpu(prepared, make, inputs):
+    data, answers = PreparedData(prepared), []
+    with other_device() as device:
+        for place in (torch.device("cpu"), device):
+            model = make().to(place)
+            describe_customers(model, data, seed=0)
+            answers.append(model.model(**{name: value.to(place) for name, value in inputs.items()}))
+        torch.testing.assert_close(answers[1].forecasts["visits_30d"].cpu(), answers[0].forecasts["visits_30d"])
+        torch.testing.assert_close(answers[1].pooler_output.cpu(), answers[0].pooler_output)
 
 
 def test_the_shop_is_described_by_its_target_visits(rows, make, extractor):

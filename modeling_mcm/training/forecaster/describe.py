@@ -1,0 +1,79 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Describes the shop of a log to the forecaster: what the training period's visits say, and nothing after it."""
+
+import copy
+from typing import cast
+
+import numpy as np
+import torch
+from torch.nn.utils.rnn import pad_sequence
+from transformers.utils import logging
+
+from modeling_mcm.data.cases import deciding_tasks
+from modeling_mcm.data.collator import PreparedRows
+from modeling_mcm.events_mcm import SECONDS_PER_DAY
+from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
+from modeling_mcm.forecaster_mcm import LONGEST_RATIO, VisitForecaster, Visits
+from modeling_mcm.modeling_mcm import MCMModel
+
+from ..state import HISTORY, pad_latest
+from .shop import load_weights, set_shop
+
+logger = logging.get_logger(__name__)
+SHOP_CUSTOMERS, READ_AT_ONCE = 2**15, 128  # customers whose visits describe the shop, and of whom so many are padded
+SHOP_EVENTS = 2_000  # latest events of each of them: more than are read otherwise, or the period would be too short
+EARLIEST = 1e-3  # share of the visits before the window, which begins there: a wrong date must not stretch it
+
+
+@torch.no_grad()
+def describe_shop(model: MCMModel, extractor: MCMFeatureExtractor, rows: PreparedRows, cutoff: float | None) -> None:
+    """Makes the forecaster, with the shipped weights and the statistics of the shop in the training period: those of
+    all customers, or of `SHOP_CUSTOMERS` of them. A log without times, or with less than a day of visits, has no
+    forecaster. Horizons that are too long are left out of the config. The log says what there is not, and why.
+
+    Args:
+        rows ([`PreparedRows`]): The customers with an event in the training period.
+        cutoff (`float`, *optional*): Its end, in seconds since 1970. `None`: each customer's last visits are held out.
+    """
+    config, token = model.config, extractor.token_type_feature
+    config.target_features = deciding_tasks(config.tasks, token)
+    config.target_types = {token: sorted(extractor.layout.targets)}
+    config.forecast_window = 1.0  # so that there is a forecaster, which reads visits; its length follows
+    model.make_forecaster()
+    forecaster = cast(VisitForecaster, model.forecaster)
+    chosen = np.sort(np.random.default_rng(0).permutation(len(rows))[:SHOP_CUSTOMERS])
+    whole = copy.copy(extractor)
+    whole.max_events = max(SHOP_EVENTS, extractor.max_events)
+    kept = []  # of each customer
+    for start in range(0, len(chosen), READ_AT_ONCE):
+        sample = rows.__getitems__(chosen[start : start + READ_AT_ONCE].tolist())
+        times, batch = pad_latest(whole, sample, config.input_features)
+        visits = forecaster.read(*(batch.get(name) for name in HISTORY))  # type: ignore[arg-type]
+        starts = torch.from_numpy(np.array([events[0] for events in times]) / SECONDS_PER_DAY)
+        visits = visits._replace(times=visits.times + starts[:, None])
+        kept += [Visits(*(column[row, visits.is_visit[row]] for column in visits)) for row in range(len(sample))]
+    visits = Visits(*(pad_sequence([*column], batch_first=True) for column in zip(*kept, strict=True)))
+    days, window = visits.times[visits.is_visit], 0.0
+    if len(days) and extractor.order is None:
+        end = float(days.max()) if cutoff is None else cutoff / SECONDS_PER_DAY
+        window = end - float(days.sort().values[int(EARLIEST * len(days))])
+    if window < 1:
+        config.forecast_window, config.forecast_days = 0.0, []
+        model.make_forecaster()
+        reason = f"the training period has {24 * window:.1f} hours, no whole day"
+        if extractor.order is not None:
+            reason = "the log has no times: name its `time` in the event schema"
+        logger.warning(f"There are no forecasts, because {reason}.")
+        return
+    load_weights(forecaster)
+    visits = visits._replace(times=(visits.times - end).float())
+    set_shop(forecaster, visits, torch.zeros(len(chosen)), window)
+    forecaster.to(model.device)  # it was made, and reads visits, on the CPU
+    config.forecast_window, requested = window, sorted(config.forecast_days)
+    config.forecast_days = model.customer_forecasts.days
+    if missed := [f"{day:g}" for day in requested if day not in config.forecast_days]:
+        logger.warning(
+            f"There are no forecasts for {', '.join(missed)} days: the longest horizon is {LONGEST_RATIO:g} times the "
+            f"training period of {window:.1f} days. Choose a later validation cutoff."
+        )
