@@ -29,19 +29,18 @@ from .data import NO_CUTOFFS, EventSchema, PreparedData, read_schema
 from .data.guessing import FrameReader
 from .data.tables import read_table_file
 from .events_mcm import SECONDS_PER_DAY, Row, Time, check_columns, naming, read_times, to_ids, to_text
+from .feature_extraction_mcm import MCMFeatureExtractor
 from .files_mcm import read_json, write_json
 from .inputs_mcm import before
 from .live.explanations import Explanation, explain
 from .live.similar import similar, together
 from .modeling_mcm import MCMPreTrainedModel
-from .predictor_mcm import EMBEDDING, LABEL_COLUMNS, PREDICTING, Columns, Predictor, Rows, describe_labels
-from .feature_extraction_mcm import MCMFeatureExtractor
+from .predictor_mcm import EMBEDDING, LABEL_COLUMNS, PREDICTED, PREDICTING, Columns, Predictor, Rows, describe_labels
 
 logger = logging.get_logger(__name__)
 NUMBER = r"-?(0|[1-9]\d*)(\.\d*)?([eE][+-]?\d+)?"  # 007 is a text
 READER_FILE, EVENTS_FILE = "frame.json", "events.parquet"  # beside a checkpoint, and in the folder of `fit`
 AT_ONCE = 64  # customers
-PREDICTED = "predicted_"
 Values = Mapping[str, Any]  # of further columns of a table of labels, by name
 
 

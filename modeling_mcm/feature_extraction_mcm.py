@@ -24,17 +24,27 @@ from transformers import BatchFeature, FeatureExtractionMixin
 from transformers.utils import logging
 from transformers.utils.hub import cached_file
 
+from .checkpoint_mcm import VOCABULARIES_NAME, CheckpointError, check_same, check_values, values_digest
 from .configuration_mcm import FIRST_VALUE_ID, MISSING_ID, UNKNOWN_ID
 from .encoding_mcm import CALENDAR, Encoding
 from .events_mcm import IntArray, as_column, is_missing, map_distinct, naming, read_as_of, read_columns, to_text
-from .files_mcm import VOCABULARIES_NAME, CheckpointError, check_values, read_json, values_digest, write_json
+from .files_mcm import read_json, write_json
 from .inputs_mcm import PER_EVENT, InputLayout, pad_rows
 from .schema_mcm import HISTORY_START, ONE_TOKEN_TYPE, TOKEN_TYPE, FeatureSpec, LogSchema
 
 logger = logging.get_logger(__name__)
 
 SETTINGS = [entry for entry in fields(LogSchema) if entry.name not in ("features", "profile")]
+# Settings that may be edited in preprocessor_config.json: ids mean the same whatever they are.
+FREE = ("name", "max_events", "min_history", "on_duplicate", "currency")
+DECIDING = ["features", *sorted({entry.name for entry in SETTINGS}.difference(FREE))]
 MISSING_LABEL, UNKNOWN_LABEL = "[missing]", "[unknown]"
+
+
+def select_deciding(settings: Mapping) -> dict:
+    """The settings of preprocessor_config.json that decide what ids mean, and of features the keys that are read."""
+    features = [FeatureSpec.from_saved(each).to_saved(bool(each.get("profile"))) for each in settings["features"]]
+    return {name: settings.get(name) for name in DECIDING} | {"features": features}
 
 
 # trf-ignore: TRF057, auto_docstring knows processors but no feature extractors: it would drop the arguments.
@@ -373,14 +383,16 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
     def save_pretrained(
         self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any
     ) -> list[str]:
-        """Writes preprocessor_config.json and vocabularies.json, and returns their paths. With `push_to_hub` the
+        """Writes preprocessor_config.json and vocabularies.json, which has the settings that decide what ids mean, so
+        that `from_pretrained` can compare them, and returns their paths. With `push_to_hub` the
         folder is uploaded with the options `kwargs`, such as `repo_id`. Raises `ValueError` if features that share the
         values of a column no longer have the same vocabulary."""
         self.schema.check_shared(self.vocabularies)
         folder = Path(save_directory)
         saved = super().save_pretrained(folder)
         path = folder / VOCABULARIES_NAME
-        write_json(path, {"vocabularies": self.vocabularies, "bins": self.bins}, indent=1, allow_nan=False)
+        content = {"vocabularies": self.vocabularies, "bins": self.bins, "settings": select_deciding(self.to_dict())}
+        write_json(path, content, indent=1, allow_nan=False)
         if push_to_hub:  # not in the base class, which would upload before the vocabularies are written
             self.push_to_hub(kwargs.pop("repo_id", folder.name), **kwargs)
         return [*saved, str(path)]
@@ -390,7 +402,8 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
         cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any
     ) -> tuple[dict, dict]:
         """Reads preprocessor_config.json and vocabularies.json; arguments and result are those of the base class.
-        Raises `OSError` if a file is missing, and `ValueError` if vocabularies.json is damaged."""
+        Raises `OSError` if a file is missing, and `ValueError` if vocabularies.json is damaged or was saved with
+        other settings."""
         source = str(pretrained_model_name_or_path)
         values, unused = super().get_feature_extractor_dict(source, **kwargs)
         folder = os.path.dirname(source) or "." if os.path.isfile(source) else source
@@ -401,6 +414,10 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
             raise OSError(f"{source} has no {VOCABULARIES_NAME}, which holds the feature values; {fix}.") from error
         try:
             content = read_json(path)
-            return values | {key: dict(content[key]) for key in ("vocabularies", "bins")}, unused
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            fitted = {key: dict(content[key]) for key in ("vocabularies", "bins")}
+            saved = content.get("settings")
+        except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}); {fix}.") from error
+        if saved is not None:
+            check_same(saved, select_deciding(values), DECIDING, source, VOCABULARIES_NAME)
+        return values | fitted, unused

@@ -13,7 +13,7 @@ Shapes: B customers, P places for visits, Q amounts (events and summed features)
 import math
 from collections.abc import Mapping, Sequence
 from numbers import Real
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -114,6 +114,10 @@ class VisitHistory(NamedTuple):
     mean_gap: Tensor  # (B,)
     longest_gap: Tensor  # (B,)
     irregularity: Tensor  # (B,): coefficient of variation of the gaps; 1 where there are fewer than two
+
+    def find_most(self) -> Tensor:
+        """The number of visits of each customer, and the largest amounts of one of them, `(B, 1 + Q)`."""
+        return torch.cat([self.number[:, None], self.amounts.amax(1)], 1)
 
 
 def select_visits(visits: Visits, as_of: Tensor, window: Tensor | float) -> VisitHistory:
@@ -241,6 +245,7 @@ class Inputs(NamedTuple):
     base: Tensor  # (B, D): logarithm of the rate times the horizon
     amounts: Tensor  # (B, D, Q, numbers): those of amounts alone; the network reads those of visits before them
     mean_amounts: Tensor  # (B, D, Q): logarithm of a customer's mean amount of a visit, in means of the shop
+    most: Tensor | None = None  # (B, 1 + Q): of each customer, `VisitHistory.find_most`
 
 
 class VisitForecaster(Exact):
@@ -267,7 +272,7 @@ class VisitForecaster(Exact):
         self.amount_statistics = nn.Buffer(torch.ones(num_amounts, 4))
         # What is left of amounts above 0 after those below, which are returns, as a share
         self.net = nn.Buffer(torch.ones(num_amounts))
-        # Visits of a customer in the window, and amounts of a visit
+        # Visits in the window, and amounts of a visit, that several customers reach
         self.most = nn.Buffer(torch.ones(1 + num_amounts))
 
     def reset_parameters(self) -> None:
@@ -318,7 +323,8 @@ class VisitForecaster(Exact):
         known = [customer[:, None].expand(shape), torch.stack(numbers, -1), self.statistics.expand(shape)]
         amounts, mean_amounts = _describe_amounts(history, self.amount_statistics)
         amounts = amounts[:, None].expand(*base.shape, *amounts.shape[1:])
-        return Inputs(torch.cat(known, -1), base, amounts, mean_amounts[:, None].expand(amounts.shape[:-1]))
+        mean_amounts = mean_amounts[:, None].expand(amounts.shape[:-1])
+        return Inputs(torch.cat(known, -1), base, amounts, mean_amounts, history.find_most())
 
     def distribution(self, inputs: Inputs) -> Distribution:
         """The distribution of the number of visits, each parameter of shape `(B, D)`."""
@@ -370,8 +376,8 @@ class CustomerForecasts:
 
     What is expected up to a horizon is at least what is expected up to an earlier one; so is the probability of a
     visit. Both are therefore computed at the same ends of intervals, whichever horizons are asked for. No customer is
-    expected to come more often, in a time as long as the window, than any customer of the shop did, nor to spend more
-    in a visit.
+    expected to come more often, in a time as long as the window, than the customer or several others of the shop did,
+    nor to spend more in a visit.
 
     Args:
         config ([`MCMConfig`]): The checkpoint's config.
@@ -436,9 +442,10 @@ class CustomerForecasts:
         of_amounts = self.forecaster.amounts(inputs, distribution)
         scales = torch.cat([absent.new_ones(1), self.forecaster.amount_statistics[:, 0] * self.forecaster.net])
         means = torch.cat([distribution.expected[..., None], of_amounts.log_expected.exp()], -1) * scales
-        most, windows = self.forecaster.most, (means.new_tensor(times) / self.forecaster.window).clamp(min=1)
-        number = means[..., :1].minimum(windows[:, None] * most[0])
-        expected = torch.cat([number, means[..., 1:].minimum(number * most[1:])], -1).cummax(1)[0]
+        windows = (means.new_tensor(times) / self.forecaster.window).clamp(min=1)[:, None]  # (times, 1)
+        most = self.forecaster.most.maximum(cast(Tensor, inputs.most))[:, None]  # (B, 1, 1 + Q)
+        number = means[..., :1].minimum(windows * most[..., :1])  # (B, times, 1)
+        expected = torch.cat([number, means[..., 1:].minimum(number * most[..., 1:])], -1).cummax(1)[0]
         expected[..., 1] = expected[..., 1].maximum(expected[..., 0])  # a visit has at least one event
         chosen = [times.index(day) for day in self.days]
         expected, means = expected[:, chosen], means[:, chosen]  # (B, D, Q + 1)

@@ -22,6 +22,7 @@ from .events_mcm import SECONDS_PER_DAY, BoolArray, IntArray, run_starts
 
 logger = logging.get_logger(__name__)
 
+CUSTOMER = "customer_id"  # the column of rows and of predictions that names the customer
 PER_EVENT = ("times", "visits", "feature_", "value_", "task_", "unseen_")  # columns with an entry per event
 
 

@@ -24,14 +24,15 @@ from transformers.utils import logging
 from .action_inputs_mcm import EncodedActions
 from .candidates_mcm import CandidateSet
 from .events_mcm import Row, check_keys, naming, to_number, to_text, to_values
+from .feature_extraction_mcm import MISSING_LABEL, MCMFeatureExtractor
 from .forecaster_mcm import CHANCE, MissingForecastsError
 from .inputs_mcm import Customers, before, is_past
 from .modeling_mcm import MCMPreTrainedModel
-from .feature_extraction_mcm import MISSING_LABEL, MCMFeatureExtractor
 from .scorer_mcm import HORIZON_DAYS
 
 logger = logging.get_logger(__name__)
 EMBEDDING, LABEL_COLUMNS = "embedding", "label_columns"
+PREDICTED = "predicted_"  # begins the column of a class or number that the model was fine-tuned to
 SCORES, CHANCES = "_scores", "_chances"  # end the columns TASK_scores and TASK_chances
 # Names of the classes of models with a head; those of remote code are other classes of the same names.
 RANKING, PREDICTING, OFFERING = HEADS = (

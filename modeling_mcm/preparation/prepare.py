@@ -11,6 +11,7 @@ the end. So a full disk leaves nothing, and a run that is killed leaves only a h
 import importlib.metadata
 import math
 import platform
+import shutil
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -23,8 +24,8 @@ from modeling_mcm.data import NO_CUTOFFS, EventSchema, PreparedManifest
 from modeling_mcm.data.dataset import FEATURE_EXTRACTOR_FOLDER, MANIFEST_FILE
 from modeling_mcm.events_mcm import to_iso
 from modeling_mcm.extras import needs
-from modeling_mcm.files_mcm import atomic_folder
 from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
+from modeling_mcm.folders import atomic_folder
 from modeling_mcm.schema_mcm import check_integer
 
 from .rows import ShardEncoder, write_shard
@@ -137,7 +138,7 @@ def _write_shards(
             )
         yield written["entry"], written["counts"]
     for partial in directory.glob(".*.partial"):  # left by a lost worker, whose shard another worker wrote
-        partial.unlink()
+        shutil.rmtree(partial)
 
 
 def prepare(

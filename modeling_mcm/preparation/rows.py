@@ -35,9 +35,9 @@ from modeling_mcm.events_mcm import (
     run_starts,
     to_text,
 )
-from modeling_mcm.files_mcm import file_digest
-from modeling_mcm.inputs_mcm import Customers
 from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
+from modeling_mcm.folders import file_digest
+from modeling_mcm.inputs_mcm import Customers
 from modeling_mcm.schema_mcm import NUMERIC, ROWS
 
 BAD = ("bad_column", "bad_reason")  # of a row with a value that can't be read: the column, and what is wrong

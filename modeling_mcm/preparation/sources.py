@@ -25,7 +25,7 @@ from transformers.utils import logging
 
 from modeling_mcm.data.schema import TextFormat
 from modeling_mcm.extras import needs
-from modeling_mcm.files_mcm import file_digest
+from modeling_mcm.folders import file_digest
 
 from .text_files import TextReader
 

@@ -25,16 +25,19 @@ from modeling_mcm.data.collator import MCMCollator, PreparedRows, unit_counts
 from modeling_mcm.data.dataset import MANIFEST_FILE
 from modeling_mcm.evaluation.cases import cases_at, tasks_without_repeats
 from modeling_mcm.evaluation.comparison import baseline_warnings, compare_with_counting, mean_values, read_cases
-from modeling_mcm.files_mcm import file_digest, write_json
-from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
 from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
+from modeling_mcm.files_mcm import write_json
+from modeling_mcm.folders import file_digest
+from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
 
+from .encoder.recipe import Recipe, make_config, recipe_for
+from .encoder.trainer import MCMTrainer
 from .fitting import categorical_features, describe_customers, fill_label_values, popularity
 from .options import AUTO, NONE, ModelOptions, PretrainingArguments
-from .encoder.recipe import Recipe, make_config, recipe_for
 from .resuming import (
     PRETRAINING,
     Facts,
+    begin_run,
     check_processes,
     command_line,
     deciding_options,
@@ -44,7 +47,6 @@ from .resuming import (
     step_size,
 )
 from .scorer.fit import ScorerFit
-from .encoder.trainer import MCMTrainer
 
 logger = logging.get_logger(__name__)
 # Options that say when the recipe evaluates, saves and ends. They belong together: if the command line sets one of
@@ -164,7 +166,9 @@ def pretrain(options: ModelOptions, training: PretrainingArguments, recipe: Reci
     with output_folder_lock(output, training.should_save):
         check_processes(run)
         with training.main_process_first(local=False):
-            finished = is_finished(output, PRETRAINING, run, training.should_save)
+            finished = is_finished(output, PRETRAINING, run)
+            if training.should_save and not finished:
+                begin_run(output, PRETRAINING, run)
             checkpoint = None if finished else last_whole_checkpoint(output)
         if not finished:
             facts = {"recipe": recipe.reasons} | _train(options, training, data, model, checkpoint)

@@ -20,7 +20,7 @@ from modeling_mcm import (
     MCMForMultiTaskRecommendation,
     MCMModel,
 )
-from modeling_mcm.files_mcm import note_digests
+from modeling_mcm.checkpoint_mcm import note_settings
 from modeling_mcm.training.checkpoints import CheckpointError, open_checkpoint, read_checkpoint
 
 

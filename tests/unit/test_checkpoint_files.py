@@ -21,7 +21,7 @@ from modeling_mcm import (
     MCMForMultiTaskRecommendation,
     MCMModel,
 )
-from modeling_mcm.files_mcm import DIGESTS, VOCABULARIES_NAME
+from modeling_mcm.checkpoint_mcm import VOCABULARIES_NAME
 from modeling_mcm.training.checkpoints import CheckpointError
 
 CLASSES = [MCMModel, MCMForMultiTaskRecommendation, MCMForActionRecommendation]
@@ -87,7 +87,7 @@ def test_pipeline_refuses_another_extractor(tied, others, prepare_log, event_log
 
 def test_unknown_digest_gives_a_warning(save, monkeypatch):
     said = []
-    monkeypatch.setattr("modeling_mcm.files_mcm.logger.warning_once", said.append)
+    monkeypatch.setattr("modeling_mcm.checkpoint_mcm.logger.warning_once", said.append)
     assert MCMModel.from_pretrained(save(values_digest=None)).config.values_digest is None
     assert said and "does not say which values its weights were trained with" in said[0]
 

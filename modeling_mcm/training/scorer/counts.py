@@ -107,11 +107,9 @@ class LabelCounts:
         tables = LabelTables(self.size, self.no_targets)
         counts, visits = (values[-1] for values in self.read_parts(without))
         tables.counts.copy_(counts)
-        number = np.bincount(self.attributes.ravel())
         tables.attributes.copy_(torch.from_numpy(self.attributes))
-        rarity = np.log(self.size / number.clip(min=1))[self.attributes] * (self.attributes > 0)
-        tables.rarity.copy_(torch.from_numpy(rarity))
-        tables.totals.copy_(torch.tensor([visits, self.gap, float(self.has_times), len(number) - 1]))
+        tables.rarity.copy_(torch.from_numpy(measure_rarity(self.attributes)))
+        tables.totals.copy_(torch.tensor([visits, self.gap, float(self.has_times), self.attributes.max(initial=0)]))
         occurrences = counts[0].numpy()
         pairs = csr_array(sum(self.transitions[fold] for fold in folds))
         _keep_largest(tables, 0, csr_array(pairs + BACKWARDS * pairs.T), (occurrences + 1) ** SHRINKAGE)
@@ -130,6 +128,12 @@ class LabelCounts:
                 tables.neighbours[index, : len(sets), :stored] = largest.int()
                 tables.weights[index, : len(sets), :stored] = matrix.gather(1, largest).half()
         return tables
+
+
+def measure_rarity(attributes: NDArray) -> NDArray:
+    """`LabelTables.rarity` `(V, A)` of attributes `(V, A)`."""
+    number = np.bincount(attributes.ravel())  # of labels with each value
+    return np.log(len(attributes) / number.clip(min=1))[attributes] * (attributes > 0)
 
 
 def _number(values: Sequence[NDArray], size: int) -> NDArray:

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from modeling_mcm import MCMForActionRecommendation, MCMForMultiTaskRecommendation
-from modeling_mcm.files_mcm import note_digests
+from modeling_mcm.checkpoint_mcm import note_settings
 from modeling_mcm.hub import PublishingError, check_name, folder, publish, write_upload_folder
 from modeling_mcm.hub.publish import _redact
 
