@@ -24,7 +24,7 @@ from transformers import BatchFeature, FeatureExtractionMixin
 from transformers.utils import logging
 from transformers.utils.hub import cached_file
 
-from .checkpoint_mcm import VOCABULARIES_NAME, CheckpointError, check_same, check_values, values_digest
+from .checkpoint_mcm import EXTRACTOR_NAME, VOCABULARIES_NAME, CheckpointError, check_same, check_values, values_digest
 from .configuration_mcm import FIRST_VALUE_ID, MISSING_ID, UNKNOWN_ID
 from .encoding_mcm import CALENDAR, Encoding
 from .events_mcm import IntArray, as_column, is_missing, map_distinct, naming, read_as_of, read_columns, to_text
@@ -402,8 +402,8 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
         cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any
     ) -> tuple[dict, dict]:
         """Reads preprocessor_config.json and vocabularies.json; arguments and result are those of the base class.
-        Raises `OSError` if a file is missing, and `ValueError` if vocabularies.json is damaged or was saved with
-        other settings."""
+        Raises `OSError` if a file is missing, and `ValueError` if one is damaged, or vocabularies.json was saved
+        with other settings."""
         source = str(pretrained_model_name_or_path)
         values, unused = super().get_feature_extractor_dict(source, **kwargs)
         folder = os.path.dirname(source) or "." if os.path.isfile(source) else source
@@ -415,9 +415,15 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
         try:
             content = read_json(path)
             fitted = {key: dict(content[key]) for key in ("vocabularies", "bins")}
-            saved = content.get("settings")
+            saved = dict(content.get("settings", {}))  # of a file made by hand none
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}); {fix}.") from error
-        if saved is not None:
-            check_same(saved, select_deciding(values), DECIDING, source, VOCABULARIES_NAME)
+        try:
+            found = select_deciding(values)
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise CheckpointError(
+                f"{EXTRACTOR_NAME} of {source} is no feature extractor's ({type(error).__name__}: {error}); {fix}."
+            ) from error
+        if saved:
+            check_same(saved, found, DECIDING, f"{EXTRACTOR_NAME} of {source}", VOCABULARIES_NAME)
         return values | fitted, unused

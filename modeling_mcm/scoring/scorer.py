@@ -55,11 +55,8 @@ if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
 HISTORIES = "_histories"  # readers of Parquet folders skip such names
-SEAL, FOOTER, BLOCK = (
-    "mcm",
-    8,
-    2**20,
-)  # key of a seal; bytes at the end of Parquet: a length and four letters; bytes read
+SEAL, BLOCK = "mcm", 2**20  # key of a seal in the metadata of a file; bytes that are read at a time
+FOOTER = 8  # bytes at the end of Parquet: the length of the metadata, and four letters
 OFFERS_AT_ONCE = 4096  # offers in a batch of the model
 
 
@@ -128,11 +125,14 @@ class ScoringJob:
 def write_sealed(path: Path, table: pa.Table) -> None:
     """Writes a file of predictions whole or not at all, with a seal in its metadata, by which [`is_sealed`] knows it
     again."""
-    with atomic_write(path) as partial, open(partial, "wb") as file:
-        with pq.ParquetWriter(file, table.schema, compression="zstd") as out:
-            out.write_table(table)
-            file.flush()
-            out.add_key_value_metadata({SEAL: _compute_seal(partial, file.tell(), path)})
+    with (
+        atomic_write(path) as partial,
+        open(partial, "wb") as file,
+        pq.ParquetWriter(file, table.schema, compression="zstd") as out,
+    ):
+        out.write_table(table)
+        file.flush()
+        out.add_key_value_metadata({SEAL: _compute_seal(partial, file.tell(), path)})
 
 
 def is_sealed(path: Path) -> bool:

@@ -17,7 +17,7 @@ from in_process import call
 
 from modeling_mcm.commands import predict
 from modeling_mcm.data import EventSchema, load_prepared
-from modeling_mcm.files_mcm import locked
+from modeling_mcm.folders import locked
 from modeling_mcm.preparation import prepare
 
 FORGET = "modeling_mcm.commands.forget"
