@@ -21,6 +21,7 @@ from typing import Any
 from filelock import FileLock
 
 LOCK_SUFFIX, PART_SUFFIX = ".lock", ".partial"  # of hidden files and folders, which readers of folders skip
+PART_NAME = re.compile(rf"\.(.+)\.[0-9a-f]{{12}}{re.escape(PART_SUFFIX)}")
 REPLACED = "replaced"  # what a part sets aside until it is in its place
 SHOWN = 3  # number of names that a message shows
 # Errors that are due to the target's disk or folder. Other errors may come from reading a source.
@@ -32,7 +33,7 @@ def hold_part(place: Path) -> Iterator[Path]:
     """Context manager that makes an empty folder beside a place, to be filled and renamed, and removes it at its end.
     The folder above is made if there is none, and what killed processes left beside the place is removed."""
     place.parent.mkdir(parents=True, exist_ok=True)
-    remove_abandoned(place)
+    remove_abandoned(place.parent, place.name)
     part = place.with_name(f".{place.name}.{uuid.uuid4().hex[:12]}{PART_SUFFIX}")
     lock = part.with_suffix(LOCK_SUFFIX)
     try:
@@ -46,11 +47,14 @@ def hold_part(place: Path) -> Iterator[Path]:
         lock.unlink(missing_ok=True)
 
 
-def remove_abandoned(place: Path) -> None:
-    """Removes the parts beside a place that no process holds, and puts back what one of them had set aside."""
-    name = re.compile(rf"\.{re.escape(place.name)}\.[0-9a-f]{{12}}{re.escape(PART_SUFFIX)}")
-    for part in [part for part in place.parent.glob(f".*{PART_SUFFIX}") if name.fullmatch(part.name)]:
-        lock = part.with_suffix(LOCK_SUFFIX)
+def remove_abandoned(folder: Path, name: str | None = None) -> None:
+    """Removes the parts in a folder that no process holds, of all places or of the one with a name, and puts back what
+    they had set aside."""
+    for part in [*folder.glob(f".*{PART_SUFFIX}")]:
+        match = PART_NAME.fullmatch(part.name)
+        if match is None or name not in (None, match[1]):
+            continue
+        lock, place = part.with_suffix(LOCK_SUFFIX), folder / match[1]
         try:
             with FileLock(lock, timeout=0):
                 if (part / REPLACED).exists() and not place.exists():

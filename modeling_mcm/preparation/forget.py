@@ -56,7 +56,7 @@ class Places:
     ):
         self.events, self.profile, self.predictions = events, profile, predictions
         for folder in (*data, ROWS_COPY):  # what killed runs left, such as the copy of a data set
-            remove_abandoned(folder)
+            remove_abandoned(folder.parent, folder.name)
         self.data = {folder: PreparedData(folder) for folder in data}
         columns = sorted({prepared.schema.customer for prepared in self.data.values()})
         if len(columns) > 1:
@@ -140,7 +140,7 @@ class Places:
             except (OSError, ValueError) as error:
                 reasons[path] = f"can't be read: {error}"
         for folder, prepared in self.data.items():
-            if left := {*names}.intersection(*known_customers(prepared.extractor)):
+            if left := {*names} & known_customers(prepared.extractor):
                 reasons[folder / FEATURE_EXTRACTOR_FOLDER] = f"{len(left)} of the customers are values of a feature"
         return reasons
 
@@ -164,11 +164,11 @@ def read_texts(path: Path) -> set[str]:
     return texts
 
 
-def known_customers(extractor: MCMFeatureExtractor) -> list[set[str]]:
+def known_customers(extractor: MCMFeatureExtractor) -> set[str]:
     """The values of the features that read the column of customers."""
     customer = extractor.schema.customer
     specs = [spec for spec in extractor.schema.specs.values() if customer in spec.columns]
-    return [{*extractor.vocabularies.get(spec.name, ())} for spec in specs]
+    return {value for spec in specs for value in extractor.vocabularies.get(spec.name, ())}
 
 
 def forget_in_file(path: Path, customers: Collection[str], column: str) -> int:

@@ -11,7 +11,6 @@ import functools
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -33,7 +32,7 @@ from modeling_mcm.data.offers import load_actions
 from modeling_mcm.data.tables import read_table_file
 from modeling_mcm.events_mcm import check_columns, to_ids
 from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
-from modeling_mcm.files_mcm import PART_SUFFIX, atomic_write, read_json, write_json
+from modeling_mcm.files_mcm import atomic_write, read_json, remove_abandoned, write_json
 from modeling_mcm.folders import file_digest
 from modeling_mcm.inputs_mcm import CUSTOMER, PER_EVENT, Customers
 from modeling_mcm.modeling_mcm import MCMPreTrainedModel
@@ -186,8 +185,7 @@ def claim(job: ScoringJob, digests: Mapping[str, str], customers: int) -> None:
                 f"{folder} holds predictions of another {', '.join(changed)}: choose another --output_dir, or remove "
                 "that one."
             )
-    for partial in folder.glob(f".*{PART_SUFFIX}"):  # what a run that was killed left: no other has the folder's lock
-        shutil.rmtree(partial)
+    remove_abandoned(folder)
     write_json(path, identity, indent=1)
 
 

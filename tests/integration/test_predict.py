@@ -128,7 +128,7 @@ def test_a_killed_run_resumes_to_the_same_bytes(predict, save, prepared, tmp_pat
     content_of = bytearray(flipped.read_bytes())
     content_of[200] ^= 1
     flipped.write_bytes(content_of)
-    (killed / ".customers-00006-of-00007.parquet.partial").write_bytes(b"half")
+    (killed / ".customers-00006-of-00007.parquet.0123456789ab.partial").mkdir()
     predict(*options, "--output_dir", killed)
     assert content(killed) == content(tmp_path / "whole")
     again = {path.name: path.stat().st_mtime_ns for path in killed.glob("*.parquet")}
@@ -160,9 +160,8 @@ def test_at_most_a_batch_is_scored_at_once(predict, save, prepared, tmp_path, mo
 
 def test_leftovers_of_a_killed_run_are_cleaned_up(predict, save, log_options, tmp_path):
     out = tmp_path / "out"
-    for folder in ("._histories.123.partial", "_histories"):
+    for folder in ("._histories.0123456789ab.partial", "_histories", "._predictions.json.0123456789ab.partial"):
         (out / folder).mkdir(parents=True)
-    (out / "._predictions.json.partial").write_text("{")
     options = ["--model", save(), *log_options]
     assert "34 customers" in predict(*options, "--output_dir", out)
     assert sorted(path.suffix for path in out.iterdir()) == [".json", ".parquet"]
