@@ -13,7 +13,7 @@ Shapes: B customers, P places for visits, Q amounts (events and summed features)
 import math
 from collections.abc import Mapping, Sequence
 from numbers import Real
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -245,7 +245,6 @@ class Inputs(NamedTuple):
     base: Tensor  # (B, D): logarithm of the rate times the horizon
     amounts: Tensor  # (B, D, Q, numbers): those of amounts alone; the network reads those of visits before them
     mean_amounts: Tensor  # (B, D, Q): logarithm of a customer's mean amount of a visit, in means of the shop
-    most: Tensor | None = None  # (B, 1 + Q): of each customer, `VisitHistory.find_most`
 
 
 class VisitForecaster(Exact):
@@ -323,8 +322,7 @@ class VisitForecaster(Exact):
         known = [customer[:, None].expand(shape), torch.stack(numbers, -1), self.statistics.expand(shape)]
         amounts, mean_amounts = _describe_amounts(history, self.amount_statistics)
         amounts = amounts[:, None].expand(*base.shape, *amounts.shape[1:])
-        mean_amounts = mean_amounts[:, None].expand(amounts.shape[:-1])
-        return Inputs(torch.cat(known, -1), base, amounts, mean_amounts, history.find_most())
+        return Inputs(torch.cat(known, -1), base, amounts, mean_amounts[:, None].expand(amounts.shape[:-1]))
 
     def distribution(self, inputs: Inputs) -> Distribution:
         """The distribution of the number of visits, each parameter of shape `(B, D)`."""
@@ -443,7 +441,8 @@ class CustomerForecasts:
         scales = torch.cat([absent.new_ones(1), self.forecaster.amount_statistics[:, 0] * self.forecaster.net])
         means = torch.cat([distribution.expected[..., None], of_amounts.log_expected.exp()], -1) * scales
         windows = (means.new_tensor(times) / self.forecaster.window).clamp(min=1)[:, None]  # (times, 1)
-        most = self.forecaster.most.maximum(cast(Tensor, inputs.most))[:, None]  # (B, 1, 1 + Q)
+        own = select_visits(visits, as_of.float(), self.forecaster.window).find_most()
+        most = self.forecaster.most.maximum(own)[:, None]  # (B, 1, 1 + Q)
         number = means[..., :1].minimum(windows * most[..., :1])  # (B, times, 1)
         expected = torch.cat([number, means[..., 1:].minimum(number * most[..., 1:])], -1).cummax(1)[0]
         expected[..., 1] = expected[..., 1].maximum(expected[..., 0])  # a visit has at least one event

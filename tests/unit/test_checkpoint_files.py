@@ -250,7 +250,7 @@ def test_bad_vocabulary_file_is_named(tmp_path):
         path.write_text(damaged)
         with pytest.raises(ValueError, match=f"{VOCABULARIES_NAME} is damaged .* save the feature extractor again"):
             MCMFeatureExtractor.from_pretrained(tmp_path)
-    stored = read_json(path)
+    stored = json.loads(whole)
     stored["vocabularies"]["brand"] = stored["vocabularies"].pop("items")
     del stored["settings"]  # as if it was made by hand
     path.write_text(json.dumps(stored))
