@@ -41,12 +41,6 @@ DECIDING = ["features", *sorted({entry.name for entry in SETTINGS}.difference(FR
 MISSING_LABEL, UNKNOWN_LABEL = "[missing]", "[unknown]"
 
 
-def select_deciding(settings: Mapping) -> dict:
-    """The settings of preprocessor_config.json that decide what ids mean, and of features the keys that are read."""
-    features = [FeatureSpec.from_saved(each).to_saved(bool(each.get("profile"))) for each in settings["features"]]
-    return {name: settings.get(name) for name in DECIDING} | {"features": features}
-
-
 # trf-ignore: TRF057, auto_docstring knows processors but no feature extractors: it would drop the arguments.
 class MCMFeatureExtractor(FeatureExtractionMixin):
     """Encodes customers with raw events as model inputs, and decodes label ids to values.
@@ -391,7 +385,8 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
         folder = Path(save_directory)
         saved = super().save_pretrained(folder)
         path = folder / VOCABULARIES_NAME
-        content = {"vocabularies": self.vocabularies, "bins": self.bins, "settings": select_deciding(self.to_dict())}
+        settings = {name: value for name, value in self.to_dict().items() if name in DECIDING}
+        content = {"vocabularies": self.vocabularies, "bins": self.bins, "settings": settings}
         write_json(path, content, indent=1, allow_nan=False)
         if push_to_hub:  # not in the base class, which would upload before the vocabularies are written
             self.push_to_hub(kwargs.pop("repo_id", folder.name), **kwargs)
@@ -418,12 +413,6 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
             saved = dict(content.get("settings", {}))  # of a file made by hand none
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}); {fix}.") from error
-        try:
-            found = select_deciding(values)
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
-            raise CheckpointError(
-                f"{EXTRACTOR_NAME} of {source} is no feature extractor's ({type(error).__name__}: {error}); {fix}."
-            ) from error
         if saved:
-            check_same(saved, found, DECIDING, f"{EXTRACTOR_NAME} of {source}", VOCABULARIES_NAME)
+            check_same(saved, values, DECIDING, f"{EXTRACTOR_NAME} of {source}", VOCABULARIES_NAME)
         return values | fitted, unused
