@@ -37,10 +37,10 @@ from .events_mcm import (
 from .feature_extraction_mcm import MCMFeatureExtractor
 from .features_mcm import break_ties
 from .files_mcm import some
+from .inputs_mcm import CUSTOMER
 
 logger = logging.get_logger(__name__)
 SEEN = "seen"
-CUSTOMER = "customer_id"  # as predictions name the column of the customer
 # Known labels that score a new one, the exponent on how alike they are, and the share of the customer's history.
 MOST_ALIKE, SHARPNESS, OWN = 500, 16, 0.1
 AT_ONCE = 2**24  # largest number of pairs of labels that are compared at once

@@ -10,8 +10,6 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 from transformers.utils import auto_docstring
 
-from .files_mcm import DIGESTS
-
 # First ids of every feature, and so of the labels of every task: missing, unknown (too rare, or new), first value.
 MISSING_ID, UNKNOWN_ID, FIRST_VALUE_ID = 0, 1, 2
 FIRST_LABEL = FIRST_VALUE_ID  # the name for the same id where values are predicted
@@ -199,7 +197,6 @@ class MCMConfig(PreTrainedConfig):
         dtype = getattr(torch, self.dtype, "") if isinstance(self.dtype, str) else self.dtype
         if not isinstance(dtype, torch.dtype | None):
             raise ValueError(f"`dtype` is {self.dtype!r}, no type of torch: expected one such as float32.")
-        kwargs.pop(DIGESTS, None)  # a note on the files beside config.json, not on the model
         super().__post_init__(**kwargs)
 
     @property
@@ -303,3 +300,8 @@ class MCMConfig(PreTrainedConfig):
                 f"`attention_window` is {self.attention_window}, and must be of a causal encoder "
                 f"(augmentation='all_prefixes', got {self.augmentation!r}): None attends to all units."
             )
+
+
+# Fields that may be edited in config.json: the weights are the same whatever they are.
+FREE = ("hidden_dropout_prob", "attention_probs_dropout_prob", "event_dropout_prob", "forecast_days")
+DECIDING = tuple(sorted({*MCMConfig.__annotations__}.difference(FREE)))  # what the weights mean

@@ -41,6 +41,7 @@ from .modeling_mcm import MCMPreTrainedModel
 from .predictor_mcm import (
     EMBEDDING,
     LABEL_COLUMNS,
+    PREDICTED,
     PREDICTING,
     CheckedQuestions,
     Columns,
@@ -52,7 +53,6 @@ from .predictor_mcm import (
 logger = logging.get_logger(__name__)
 READER_FILE, EVENTS_FILE = "frame.json", "events.parquet"  # beside a checkpoint, and in the folder of `fit`
 AT_ONCE = 64  # customers
-PREDICTED = "predicted_"
 Values = Mapping[str, Any]  # of further columns of a table of labels, by name
 
 

@@ -24,16 +24,20 @@ from transformers import BatchFeature, FeatureExtractionMixin
 from transformers.utils import logging
 from transformers.utils.hub import cached_file
 
+from .checkpoint_mcm import EXTRACTOR_NAME, VOCABULARIES_NAME, CheckpointError, check_same, check_values, values_digest
 from .configuration_mcm import FIRST_VALUE_ID, MISSING_ID, UNKNOWN_ID
 from .encoding_mcm import CALENDAR, Encoding
 from .events_mcm import IntArray, as_column, is_missing, map_distinct, naming, read_as_of, read_columns, to_text
-from .files_mcm import VOCABULARIES_NAME, CheckpointError, check_values, read_json, values_digest, write_json
+from .files_mcm import read_json, write_json
 from .inputs_mcm import Customers, InputLayout, pad_rows
 from .schema_mcm import HISTORY_START, ONE_TOKEN_TYPE, TOKEN_TYPE, FeatureSpec, LogSchema
 
 logger = logging.get_logger(__name__)
 
 SETTINGS = [entry for entry in fields(LogSchema) if entry.name not in ("features", "profile")]
+# Settings that may be edited in preprocessor_config.json: ids mean the same whatever they are.
+FREE = ("name", "max_events", "min_history", "on_duplicate", "currency")
+DECIDING = ["features", *sorted({entry.name for entry in SETTINGS}.difference(FREE))]
 MISSING_LABEL, UNKNOWN_LABEL = "[missing]", "[unknown]"
 
 
@@ -369,14 +373,17 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
     def save_pretrained(
         self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any
     ) -> list[str]:
-        """Writes preprocessor_config.json and vocabularies.json, and returns their paths. With `push_to_hub` the
+        """Writes preprocessor_config.json and vocabularies.json, which has the settings that decide what ids mean, so
+        that `from_pretrained` can compare them, and returns their paths. With `push_to_hub` the
         folder is uploaded with the options `kwargs`, such as `repo_id`. Raises `ValueError` if features that share the
         values of a column no longer have the same vocabulary."""
         self.schema.check_shared(self.vocabularies)
         folder = Path(save_directory)
         saved = super().save_pretrained(folder)
         path = folder / VOCABULARIES_NAME
-        write_json(path, {"vocabularies": self.vocabularies, "bins": self.bins}, indent=1, allow_nan=False)
+        settings = {name: value for name, value in self.to_dict().items() if name in DECIDING}
+        content = {"vocabularies": self.vocabularies, "bins": self.bins, "settings": settings}
+        write_json(path, content, indent=1, allow_nan=False)
         if push_to_hub:  # not in the base class, which would upload before the vocabularies are written
             self.push_to_hub(kwargs.pop("repo_id", folder.name), **kwargs)
         return [*saved, str(path)]
@@ -386,7 +393,8 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
         cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any
     ) -> tuple[dict, dict]:
         """Reads preprocessor_config.json and vocabularies.json; arguments and result are those of the base class.
-        Raises `OSError` if a file is missing, and `ValueError` if vocabularies.json is damaged."""
+        Raises `OSError` if a file is missing, and `ValueError` if one is damaged, or vocabularies.json was saved
+        with other settings."""
         source = str(pretrained_model_name_or_path)
         values, unused = super().get_feature_extractor_dict(source, **kwargs)
         folder = os.path.dirname(source) or "." if os.path.isfile(source) else source
@@ -397,6 +405,10 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
             raise OSError(f"{source} has no {VOCABULARIES_NAME}, which holds the feature values; {fix}.") from error
         try:
             content = read_json(path)
-            return values | {key: dict(content[key]) for key in ("vocabularies", "bins")}, unused
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            fitted = {key: dict(content[key]) for key in ("vocabularies", "bins")}
+            saved = dict(content.get("settings", {}))  # of a file made by hand none
+        except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}); {fix}.") from error
+        if saved:
+            check_same(saved, values, DECIDING, f"{EXTRACTOR_NAME} of {source}", VOCABULARIES_NAME)
+        return values | fitted, unused

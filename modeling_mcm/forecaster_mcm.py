@@ -115,6 +115,10 @@ class VisitHistory(NamedTuple):
     longest_gap: Tensor  # (B,)
     irregularity: Tensor  # (B,): coefficient of variation of the gaps; 1 where there are fewer than two
 
+    def find_most(self) -> Tensor:
+        """The number of visits of each customer, and the largest amounts of one of them, `(B, 1 + Q)`."""
+        return torch.cat([self.number[:, None], self.amounts.amax(1)], 1)
+
 
 def select_visits(visits: Visits, as_of: Tensor, window: Tensor | float) -> VisitHistory:
     """Selects the visits of the window before `as_of`, of shape `(B,)`. A silence longer than the window counts as one
@@ -267,7 +271,7 @@ class VisitForecaster(Exact):
         self.amount_statistics = nn.Buffer(torch.ones(num_amounts, 4))
         # What is left of amounts above 0 after those below, which are returns, as a share
         self.net = nn.Buffer(torch.ones(num_amounts))
-        # Visits of a customer in the window, and amounts of a visit
+        # Visits in the window, and amounts of a visit, that several customers reach
         self.most = nn.Buffer(torch.ones(1 + num_amounts))
 
     def reset_parameters(self) -> None:
@@ -370,8 +374,8 @@ class CustomerForecasts:
 
     What is expected up to a horizon is at least what is expected up to an earlier one; so is the probability of a
     visit. Both are therefore computed at the same ends of intervals, whichever horizons are asked for. No customer is
-    expected to come more often, in a time as long as the window, than any customer of the shop did, nor to spend more
-    in a visit.
+    expected to come more often, in a time as long as the window, than the customer or several others of the shop did,
+    nor to spend more in a visit.
 
     Args:
         config ([`MCMConfig`]): The checkpoint's config.
@@ -436,9 +440,11 @@ class CustomerForecasts:
         of_amounts = self.forecaster.amounts(inputs, distribution)
         scales = torch.cat([absent.new_ones(1), self.forecaster.amount_statistics[:, 0] * self.forecaster.net])
         means = torch.cat([distribution.expected[..., None], of_amounts.log_expected.exp()], -1) * scales
-        most, windows = self.forecaster.most, (means.new_tensor(times) / self.forecaster.window).clamp(min=1)
-        number = means[..., :1].minimum(windows[:, None] * most[0])
-        expected = torch.cat([number, means[..., 1:].minimum(number * most[1:])], -1).cummax(1)[0]
+        windows = (means.new_tensor(times) / self.forecaster.window).clamp(min=1)[:, None]  # (times, 1)
+        own = select_visits(visits, as_of.float(), self.forecaster.window).find_most()
+        most = self.forecaster.most.maximum(own)[:, None]  # (B, 1, 1 + Q)
+        number = means[..., :1].minimum(windows * most[..., :1])  # (B, times, 1)
+        expected = torch.cat([number, means[..., 1:].minimum(number * most[..., 1:])], -1).cummax(1)[0]
         expected[..., 1] = expected[..., 1].maximum(expected[..., 0])  # a visit has at least one event
         chosen = [times.index(day) for day in self.days]
         expected, means = expected[:, chosen], means[:, chosen]  # (B, D, Q + 1)

@@ -27,6 +27,7 @@ from .schema_mcm import ROWS
 
 logger = logging.get_logger(__name__)
 
+CUSTOMER = "customer_id"  # the column of rows and of predictions that names the customer
 PER_EVENT = ("times", "visits", "feature_", "value_", "task_", "unseen_")  # columns with an entry per event
 
 

@@ -7,7 +7,6 @@ customer, R scored prefixes of all customers (rows of the score matrix), N targe
 a task. Equation numbers refer to Luo & Wang, RecSys 2023.
 """
 
-import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,9 +23,9 @@ from transformers.utils import CONFIG_NAME, ModelOutput, TransformersKwargs, aut
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .configuration_mcm import FIRST_LABEL, MCMConfig
+from .checkpoint_mcm import check_files, check_loaded, check_settings, check_weights, save_together
+from .configuration_mcm import DECIDING, FIRST_LABEL, MCMConfig
 from .embeddings_mcm import HeterogeneousEmbedding, MCMEmbeddings, ValueEmbedding, check_inputs, find_later
-from .files_mcm import check_files, check_loaded, check_weights, note_digests
 from .forecaster_mcm import CustomerForecasts, VisitForecaster
 from .losses_mcm import Targets, TaskLabels, compute_in_parts, group_customers, task_losses
 from .readout_mcm import READOUTS, PrefixEnds, find_prefixes
@@ -138,11 +137,15 @@ class MCMPreTrainedModel(PreTrainedModel):
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, output_loading_info=False, **kwargs):
         """Loads a checkpoint as `PreTrainedModel.from_pretrained` does, with the same arguments, and checks it. Raises
         [`CheckpointError`], a `ValueError`, if a file is damaged, weights are NaN, infinite or were not trained with
-        its vocabularies or, without `output_loading_info`, which reports them instead, if the model has no place for
-        some weights, or the checkpoint lacks some. A head may be missing as a whole: it is then a new one."""
+        its settings and vocabularies or, without `output_loading_info`, which reports them instead, if the model has
+        no place for some weights, or the checkpoint lacks some. A head may be missing as a whole: it is then a new
+        one."""
         source, subfolder = pretrained_model_name_or_path, kwargs.get("subfolder") or ""
-        if source is not None:
-            check_files(os.path.join(source, subfolder) if subfolder else source)
+        folder = None if source is None else Path(source, subfolder)
+        if folder is not None:
+            check_files(source, subfolder)
+            if folder.is_dir():
+                check_settings(folder, DECIDING)
         may_differ = kwargs.pop("ignore_mismatched_sizes", False)  # if not, they are refused below with a sentence
         kwargs["ignore_mismatched_sizes"] = may_differ or not output_loading_info
         model, loading = super().from_pretrained(source, *model_args, output_loading_info=True, **kwargs)
@@ -152,23 +155,25 @@ class MCMPreTrainedModel(PreTrainedModel):
             parts, stored = ({key.partition(".")[0] for key in keys} for keys in (names, names - missing))
             new = parts - stored - {cls.base_model_prefix} if model is not model.base_model else ()
             check_loaded(model, source, loading, tuple(new))
-        check_weights(model, source, subfolder)
-        if source is not None and not os.path.isdir(source):  # of the Hub, whose files are in the cache by now
+        if folder is not None and not folder.is_dir():  # of the Hub, whose files are in the cache by now
             options = {name: kwargs.get(name) for name in ("cache_dir", "revision")}
-            path = cached_file(source, CONFIG_NAME, subfolder=subfolder, local_files_only=True, **options)
-            check_files(os.path.dirname(path))
+            config = cached_file(source, CONFIG_NAME, subfolder=subfolder, local_files_only=True, **options)
+            folder = Path(config).parent
+            check_files(folder)
+            check_settings(folder, DECIDING)
+        check_weights(model, source, folder)
         return (model, loading) if output_loading_info else model
 
     def save_pretrained(self, save_directory, is_main_process=True, *args, push_to_hub=False, **kwargs):
-        """Writes config.json and weights as `PreTrainedModel.save_pretrained` does, with the same arguments, and the
-        digests of the weights, which `from_pretrained` compares, into config.json."""
+        """Writes config.json and weights as `PreTrainedModel.save_pretrained` does, with the same arguments, but all
+        or nothing; and into the weights the settings that decide what they mean, which `from_pretrained` compares.
+        Raises `OSError` if the disk is full; what was there is then as it was."""
         hub = {name: kwargs.pop(name) for name in HUB_OPTIONS if name in kwargs}
-        super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
-        if not self.should_save_on_this_rank(is_main_process):
-            return
-        if Path(save_directory, CONFIG_NAME).is_file():  # not in a folder of an adapter alone
-            note_digests(save_directory)
-        if push_to_hub:  # not in the base class, which would upload before the digests are written
+        if not self.should_save_on_this_rank(is_main_process) or kwargs.get("distributed_checkpoint"):
+            return super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
+        with save_together(save_directory, DECIDING) as folder:
+            super().save_pretrained(folder, is_main_process, *args, **kwargs)
+        if push_to_hub:  # not in the base class, which would upload before all is written
             self.push_to_hub(hub.pop("repo_id", Path(save_directory).name), **hub)
 
     @torch.no_grad()

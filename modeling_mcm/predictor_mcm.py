@@ -34,6 +34,7 @@ from .scorer_mcm import HORIZON_DAYS
 
 logger = logging.get_logger(__name__)
 EMBEDDING, LABEL_COLUMNS = "embedding", "label_columns"
+PREDICTED = "predicted_"  # begins the column of a class or number that the model was fine-tuned to
 SCORES, CHANCES = "_scores", "_chances"  # end the columns TASK_scores and TASK_chances
 # Names of the classes of models with a head; those of remote code are other classes of the same names.
 RANKING, PREDICTING, OFFERING = HEADS = (

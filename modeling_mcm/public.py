@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The public names of `modeling_mcm`. Importing them registers the Auto classes and the pipelines.
 
-The files `*_mcm.py` travel with a published checkpoint. Six of them are entry points: configuration, modeling, action,
-customer, feature extraction, pipeline. They read the others.
+The files `*_mcm.py` travel with a published checkpoint. Six of them are entry points: configuration, feature
+extraction, modeling, action, customer, pipeline. They read the others.
 """
 
 from transformers import (

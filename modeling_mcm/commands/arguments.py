@@ -7,17 +7,16 @@ Options come from flags, or from one YAML file whose values later flags replace.
 
 import argparse
 import difflib
-import dis
 import functools
 import json
 import logging
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, cast
+from typing import Any
 
 import pyarrow as pa
 from huggingface_hub.errors import StrictDataclassError
@@ -29,21 +28,22 @@ from modeling_mcm.option import option
 
 MEMORY_LIMIT = "Memory that DuckDB may use before it writes temporary data to disk."  # help of --memory_limit
 DEBUG = "--debug"  # as the last word, for `TrainingArguments` have an option of this name that needs a value
-# Errors of libraries that the machine or a file causes, not a fault in the program.
+# Errors of the machine or a file, whoever raises them: no fault in the program.
 EXPECTED = (OSError, MemoryError, OverflowError, StrictDataclassError, SafetensorError, pa.ArrowException)
 
 
 @contextmanager
 def report_errors() -> Iterator[None]:
-    """A context in which progress is written to standard error, and an error that this package raises, or that input
-    causes, ends the process with its message; a fault in the program keeps its traceback, and with --debug any error.
-    Raises `SystemExit` with the name of the command and the error's message."""
+    """A context in which progress is written to standard error, and an error of the input or the machine ends the
+    process with its message: one of `EXPECTED`, or an error that this package raises. Any other is a fault in the
+    program and keeps its traceback, and with --debug all do. Raises `SystemExit` with the name of the command and the
+    error's message."""
     logger, handler = logging.getLogger("modeling_mcm"), logging.StreamHandler()
     logger.addHandler(handler)
     try:
         yield
     except Exception as error:
-        if logger.isEnabledFor(logging.DEBUG) or not (_is_raised_here(error) or isinstance(error, EXPECTED)):
+        if logger.isEnabledFor(logging.DEBUG) or not (isinstance(error, EXPECTED) or _is_ours(error)):
             raise
         words = str(error) or type(error).__name__
         if isinstance(error, FileNotFoundError) and error.filename:
@@ -53,14 +53,12 @@ def report_errors() -> Iterator[None]:
         logger.removeHandler(handler)
 
 
-def _is_raised_here(error: BaseException) -> bool:
-    """Whether a `raise` of this package made an error, so that its message is a sentence. In a frame of ours, torch
-    and numpy can fail too; then the frame is not at a `raise`."""
-    trace = cast(TracebackType, error.__traceback__)
-    while trace.tb_next is not None:
-        trace = trace.tb_next
-    operation = dis.opname[trace.tb_frame.f_code.co_code[trace.tb_lasti]]
-    return operation == "RAISE_VARARGS" and trace.tb_frame.f_globals["__name__"].startswith("modeling_mcm.")
+def _is_ours(error: Exception) -> bool:
+    """Whether an error is a sentence of this package: of one of its classes, or a `ValueError` or `ImportError` that a
+    function of it raised, and none of another package that it called."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    raised_by = frame.f_globals["__name__"] if isinstance(error, ValueError | ImportError) else type(error).__module__
+    return raised_by.startswith("modeling_mcm.")
 
 
 @dataclass

@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 
 from modeling_mcm.action_mcm import MCMForActionRecommendation
 from modeling_mcm.data import PreparedData, check_vocabularies
-from modeling_mcm.data.offers import OfferReader, load_offers
+from modeling_mcm.data.offers import OfferReader, check_unseen, load_offers
 from modeling_mcm.evaluation.cases import EvaluationCases, comparison_cases, unseen_only
 from modeling_mcm.evaluation.comparison import (
     BASELINES,
@@ -107,8 +107,8 @@ class EvaluationOptions:
             raise ValueError(f"--horizon_days is {self.horizon_days:g}; give a positive number of days, such as 30.")
         if min(self.k) < 1 or self.batch_size < 1:
             raise ValueError("--k and --batch_size must be at least 1.")
-        of_visits = "tasks", "baselines", "only_new", "horizon_days", "values_file"
-        if self.offers and (unread := [f"--{name}" for name in of_visits if getattr(self, name)]):
+        not_read = "tasks", "baselines", "only_new", "horizon_days", "values_file"
+        if self.offers and (unread := [f"--{name}" for name in not_read if getattr(self, name)]):
             raise ValueError(f"{', '.join(unread)} is not read with --offers: leave it out, or --offers.")
         if self.offers and self.cutoff != "test":
             raise ValueError("Offers of validation are trained on, too: evaluate on those of test, without --cutoff.")
@@ -138,7 +138,7 @@ def _evaluate_offers(options: EvaluationOptions) -> Report:
     data, model, extractor = _open(options, MCMForActionRecommendation)
     offers = load_offers(str(options.offers), model.config.action_outcomes, data.schema.time_zone)
     offers = offers.of([options.cutoff])
-    offers.of([]).check_times(data.schema.cutoff_seconds("validation"), offers)
+    check_unseen(offers, data.schema.cutoff_seconds("validation"))
     scores = score_offers(model, OfferReader(data.rows, offers, extractor, model.config), options.batch_size)
     results: Summary = {}
     table = []

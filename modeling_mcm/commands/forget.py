@@ -20,7 +20,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-from modeling_mcm.files_mcm import locked
+from modeling_mcm.folders import locked
 from modeling_mcm.option import REQUIRED, option
 
 from .arguments import EngineOptions, command
@@ -67,7 +67,7 @@ def _read_ids(path: str) -> list[str]:
 @command(__doc__, ForgetOptions, EngineOptions)
 def main(options: ForgetOptions, engine: EngineOptions) -> None:
     """Deletes the customers, and ends with status 1 if it is not proven that all are gone."""
-    from modeling_mcm.preparation.forget import Places, clear_cache
+    from modeling_mcm.preparation.forget import Places
 
     names, problems = _read_ids(options.customers), []
     groups = (options.data, options.events, [options.profile] if options.profile else [], options.predictions)
@@ -80,7 +80,6 @@ def main(options: ForgetOptions, engine: EngineOptions) -> None:
             problems = [f"found nowhere: {name!r} (deleted before, or misspelt)" for name in absent]
             for path, rows in places.forget(customers, engine=engine.engine, spark_config=engine.spark).items():
                 print(f"{path}: {rows:,} rows deleted")
-            print(f"{clear_cache()} Arrow copies removed")
         problems += [f"{path}: {reason}" for path, reason in places.find(names).items()]
     if problems:
         sys.exit("\n  ".join([f"{Path(sys.argv[0]).stem}: not proven that the customers are gone:", *problems]))

@@ -41,13 +41,13 @@ from modeling_mcm.data import NO_CUTOFFS, EventSchema, PreparedData, check_vocab
 from modeling_mcm.data.dataset import MANIFEST_FILE
 from modeling_mcm.extras import needs
 from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
-from modeling_mcm.files_mcm import file_digest, tensors_digest
+from modeling_mcm.folders import file_digest, lock_output
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation, MCMModel, MCMPreTrainedModel
 from modeling_mcm.option import REQUIRED, option
 from modeling_mcm.predictor_mcm import Predictor, Questions
 from modeling_mcm.scoring import Scorer, ScoringJob, forecast_total, score_on_spark
-from modeling_mcm.scoring.scorer import HISTORIES, check_folder, claim, is_whole
-from modeling_mcm.training.checkpoints import find_head, open_checkpoint
+from modeling_mcm.scoring.scorer import HISTORIES, check_folder, claim, is_sealed
+from modeling_mcm.training.checkpoints import find_head, open_checkpoint, tensors_digest
 from modeling_mcm.training.memory import keep_freed_memory
 
 from .arguments import MEMORY_LIMIT, EngineOptions, command
@@ -135,19 +135,19 @@ class PredictionOptions:
         """Whether an option chooses labels."""
         return any((self.tasks, self.candidates, self.exclude, self.per_group, self.horizon_days))
 
-    def of_head(self, head: type[PreTrainedModel]) -> "PredictionOptions":
+    def check_head(self, head: type[PreTrainedModel]) -> "PredictionOptions":
         """The options for a checkpoint of a class. Raises `ValueError` if they ask for what it does not have."""
-        of_offers = head is MCMForActionRecommendation
-        if of_offers != (self.actions is not None):
+        scores_offers = head is MCMForActionRecommendation
+        if scores_offers != (self.actions is not None):
             raise ValueError(
                 f"{self.model} is an {head.__name__}: "
                 + (
                     "name the table of the actions that it scores with --actions."
-                    if of_offers
+                    if scores_offers
                     else "it scores no offers; leave --actions out, or give a checkpoint of `mcm finetune --offers`."
                 )
             )
-        if of_offers and not self.top_k:
+        if scores_offers and not self.top_k:
             raise ValueError("--top_k 0 leaves no action to write: give at least 1, or leave it out.")
         if self.label_columns and head is not MCMForCustomerPrediction:
             raise ValueError(f"{self.model} is an {head.__name__} and reads no --label_columns: leave them out.")
@@ -245,13 +245,13 @@ def run(options: PredictionOptions, engine: EngineOptions) -> str:
             from modeling_mcm.preparation.engine import spark_session
         opening = spark_session(engine.spark)
     head = find_head(options.model)
-    options = options.of_head(head)
+    options = options.check_head(head)
     model, extractor = open_checkpoint(head, options.model)
     job = _make_job(options, head, model, extractor)
     totals = _totals(options, model) if options.total and state.is_main_process else []
     digest = tensors_digest(model.state_dict())
     check_folder(folder)
-    with opening as session:
+    with lock_output(folder) if state.is_main_process else nullcontext(), opening as session:
         with state.main_process_first():
             if options.events:
                 _prepare_log(options, extractor, engine)
@@ -265,7 +265,7 @@ def run(options: PredictionOptions, engine: EngineOptions) -> str:
             customers = sum(shard["rows"] for shard in prepared.manifest.shards)
             if state.is_main_process:
                 claim(job, {"model": digest, "data": file_digest(Path(job.data) / MANIFEST_FILE)}, customers)
-        missing = [part for part in job.parts(customers) if not is_whole(part[0])]
+        missing = [part for part in job.parts(customers) if not is_sealed(part[0])]
         state.wait_for_everyone()  # no process writes before all have made the same list of missing files
         if session is not None:
             score_on_spark(session, job, digest, missing)

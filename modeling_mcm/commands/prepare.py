@@ -20,9 +20,9 @@ files, schema and options made it; otherwise the command ends with an error.
 from dataclasses import dataclass
 from pathlib import Path
 
+from modeling_mcm.checkpoint_mcm import check_files
 from modeling_mcm.data import EventSchema, PreparedManifest, read_schema
 from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
-from modeling_mcm.files_mcm import check_files
 from modeling_mcm.option import REQUIRED, option
 
 from .arguments import MEMORY_LIMIT, EngineOptions, command

@@ -18,15 +18,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
-from modeling_mcm.files_mcm import atomic_write, file_digest, read_json, write_json
+from modeling_mcm.files_mcm import atomic_write, hold_part, read_json, write_json
+from modeling_mcm.folders import file_digest
 
 from .schema import EventSchema
 
 MANIFEST_FILE = "manifest.json"
-CUSTOMER = "customer_id"  # the column of rows and of predictions that names the customer
 FEATURE_EXTRACTOR_FOLDER = "feature_extractor"
+IDENTITY_FILE = "_predictions.json"  # in a folder of predictions: what they are made of
 PAGE_FILE = "page.parquet"  # scores of all customers, which `mcm app` stores
 PAGE_NOTE = "page.json"  # what they were made of, and the digest of their file
+ROWS_COPY = Path(datasets.config.HF_DATASETS_CACHE, "mcm-rows")
+BATCH = 1024  # rows
 CONTENT = "digest"  # key of the manifest's own digest
 FORMAT_VERSION = 3  # version 2 could not tell one unseen label from another, and had no amount
 
@@ -153,10 +156,15 @@ class PreparedData:
     def rows(self) -> datasets.Dataset:
         """`datasets.Dataset`: all rows, as [`load_prepared`] opens them."""
         self.check()
-        files = [str(self.folder / shard["file"]) for shard in self.manifest.shards]
-        # `datasets` finds its copy by path and time. Other data with the same path and time must not get this copy.
-        digest = hashlib.sha256("".join(shard["sha256"] for shard in self.manifest.shards).encode()).hexdigest()
-        return datasets.Dataset.from_parquet(files, config_name=f"prepared-{digest[:32]}")
+        # Parquet can't be mapped into memory, so an Arrow copy is, which is removed once it is mapped: its space is
+        # free when this process ends, however that ends, and no copy of a customer outlives the customer.
+        with hold_part(ROWS_COPY) as part:
+            schema = pq.read_schema(self.folder / self.manifest.shards[0]["file"])
+            with pa.OSFile(str(part / "rows.arrow"), "wb") as file, pa.ipc.new_stream(file, schema) as out:
+                for shard in self.manifest.shards:
+                    for batch in pq.ParquetFile(self.folder / shard["file"]).iter_batches(BATCH):
+                        out.write_batch(batch)
+            return datasets.Dataset.from_file(str(part / "rows.arrow"))
 
     def check(self) -> None:
         """Reads every byte of the shards. Raises `ValueError` if a shard is not the one that the manifest lists."""

@@ -88,22 +88,28 @@ class Offers:
                     "out."
                 )
 
-    def check_times(self, training_end: int, evaluated: "Offers") -> None:
+    def check_before(self, evaluated: "Offers") -> None:
         """Checks that training, which reads these offers, sees nothing of the time in which the model is evaluated.
-        Raises `ValueError` if the pre-training data, or offers of the training, reach into it."""
-        first = evaluated.table["time"].min()
-        if first < training_end:  # NaN, of no offers, is not less
-            raise ValueError(
-                f"Offers to evaluate on start on {write_day(first)}, but the model was pre-trained on events before "
-                f"{write_day(training_end)}: it has seen what came of them. Prepare the data with an earlier "
-                "validation cutoff (--cutoffs) and pre-train again, or evaluate on later offers."
-            )
+        Raises `ValueError` if one of them is not before all offers to evaluate on."""
+        first = evaluated.table["time"].min()  # NaN, of no offers, is not later
         late = self.table[self.table["time"] >= first].to_dict("records")
         if late:
             raise ValueError(
                 f"Group {late[0]['group_id']!r} is trained on and starts on {write_day(late[0]['time'])}, when offers "
                 f"to evaluate on run already (since {write_day(first)}); train on offers made before all of those."
             )
+
+
+def check_unseen(evaluated: Offers, training_end: int) -> None:
+    """Checks that pre-training, on events before a time in seconds since 1970, saw nothing of what came of offers to
+    evaluate on. Raises `ValueError` if one of them was made before."""
+    first = evaluated.table["time"].min()
+    if first < training_end:  # NaN, of no offers, is not less
+        raise ValueError(
+            f"Offers to evaluate on start on {write_day(first)}, but the model was pre-trained on events before "
+            f"{write_day(training_end)}: it has seen what came of them. Prepare the data with an earlier validation "
+            "cutoff (--cutoffs) and pre-train again, or evaluate on later offers."
+        )
 
 
 def load_offers(folder: str | Path, outcomes: Sequence[str] | None = None, time_zone: str = "UTC") -> Offers:

@@ -18,11 +18,10 @@ from transformers.utils import logging
 from modeling_mcm.data import PreparedData
 from modeling_mcm.data.cases import find_targets, to_batch
 from modeling_mcm.data.collator import batches_by_length
-from modeling_mcm.data.dataset import CUSTOMER
 from modeling_mcm.events_mcm import EPOCH, SECONDS_PER_DAY, run_starts
 from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
 from modeling_mcm.forecaster_mcm import MissingForecastsError
-from modeling_mcm.inputs_mcm import Customers
+from modeling_mcm.inputs_mcm import CUSTOMER, Customers
 from modeling_mcm.predictor_mcm import Predictor, Questions
 
 logger = logging.get_logger(__name__)

@@ -31,15 +31,18 @@ from safetensors.torch import save_file
 from scipy.sparse import csr_array
 from transformers.dynamic_module_utils import get_relative_import_files
 
-from modeling_mcm.configuration_mcm import FIRST_VALUE_ID, MCMConfig
+from modeling_mcm.checkpoint_mcm import damage, note_settings
+from modeling_mcm.configuration_mcm import DECIDING, FIRST_VALUE_ID, MCMConfig
 from modeling_mcm.data import check_vocabularies, load_prepared
 from modeling_mcm.evaluation.cases import read_history
 from modeling_mcm.events_mcm import IntArray
 from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
-from modeling_mcm.files_mcm import Tensors, damage, note_digests, read_json, write_json
+from modeling_mcm.files_mcm import read_json, write_json
 from modeling_mcm.training.checkpoints import find_head, open_checkpoint
+from modeling_mcm.training.forecaster.shop import SHARED_BY
+from modeling_mcm.training.scorer.counts import measure_rarity
 
-CONFIG_NAME, PREPROCESSOR_NAME, CARD_NAME = "config.json", "preprocessor_config.json", "README.md"
+CONFIG_NAME, CARD_NAME = "config.json", "README.md"
 WEIGHTS_NAME = "model.safetensors"
 CODE_ENDING = "_mcm.py"
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -66,7 +69,10 @@ PIPELINE_MODULE = "pipeline_mcm"
 RARE_BELOW = 5  # customers: a value of fewer is rare in the card, if `min_customers` does not say otherwise
 PAIR = 2**32  # a pair of ids as one number: the first times this, plus the second
 LABELS_AT_ONCE = 1024  # whose pairs are counted at a time
-TABLES = re.compile(r"((?:.+\.)?scorer\.tables\.(\d+)\.)(neighbours|weights|counts)")
+# Of the weights those that tell of single labels: the tables of a task, by kind, and the values of its labels
+LABEL_PARTS = re.compile(r"(?:.+\.)?(?:scorer\.tables\.(?P<table>\d+)\.(?P<kind>\w+)|label_values_(?P<values>\d+))")
+UNLIMITED = 1e9  # visits, or an amount, that nobody reaches
+Tensors = dict[str, torch.Tensor]
 
 
 class Exposure(NamedTuple):
@@ -145,24 +151,31 @@ def shared_pairs(rows: Dataset, extractor: MCMFeatureExtractor, min_customers: i
     return shared
 
 
-def hide_pairs(tables: Tensors, tasks: Sequence[str], shared: Tensors) -> tuple[Tensors, int]:
+def hide_pairs(weights: Tensors, tasks: Sequence[str], shared: Tensors) -> tuple[Tensors, int]:
     """Removes pairs that are not in `shared`, which [`shared_pairs`] gives, from the scorer's tables without any
-    trace, and the counts and attributes of labels that too few customers have. Returns the tables that changed, and
-    the number of hidden weights."""
+    trace, and the counts, attributes and values of labels that too few customers have. Returns the weights that
+    changed, and the number of weights of pairs that are hidden."""
+    names: dict[int, dict[str, str]] = {}
+    for name in weights:
+        if match := LABEL_PARTS.fullmatch(name):
+            names.setdefault(int(match["table"] or match["values"]), {})[match["kind"] or "values"] = name
     changed: Tensors = {}
     number = 0
-    for name, table in tables.items():
-        match = TABLES.fullmatch(name)
-        if match and match[3] == "neighbours":
-            counts, weights, attributes = (f"{match[1]}{each}" for each in ("counts", "weights", "attributes"))
-            pairs, labels = shared[tasks[int(match[2])]], torch.arange(table.shape[1])
-            gone = ~torch.isin(labels[:, None] * PAIR + table, pairs)
-            order = gone.int().argsort(stable=True)  # a gap would tell of a pair
-            changed |= {each: tables[each].masked_fill(gone, 0).gather(2, order) for each in (name, weights)}
-            few = ~torch.isin(labels * PAIR + labels, pairs)
-            changed[counts] = tables[counts].masked_fill(few, 0)
-            changed[attributes] = tables[attributes].masked_fill(few[:, None], 0)
-            number += int((gone & (tables[weights] != 0)).sum())
+    for index, parts in names.items():
+        by_label = [parts[kind] for kind in ("attributes", "values") if kind in parts]  # (V, any)
+        pairs, labels = shared[tasks[index]], torch.arange(len(weights[by_label[0]]))
+        few = ~torch.isin(labels * PAIR + labels, pairs)  # (V,)
+        changed |= {name: weights[name].masked_fill(few[:, None], 0) for name in by_label}
+        if "neighbours" not in parts:
+            continue
+        gone = ~torch.isin(labels[:, None] * PAIR + weights[parts["neighbours"]], pairs)  # (4, V, K)
+        order = gone.int().argsort(stable=True)  # a gap would tell of a pair
+        for name in (parts["neighbours"], parts["weights"]):
+            changed[name] = weights[name].masked_fill(gone, 0).gather(2, order)
+        number += int((gone & (weights[parts["weights"]] != 0)).sum())
+        changed[parts["counts"]] = weights[parts["counts"]].masked_fill(few, 0)
+        rarity = measure_rarity(changed[parts["attributes"]].numpy())  # which told of hidden labels, too
+        changed[parts["rarity"]] = torch.from_numpy(rarity).to(weights[parts["rarity"]].dtype)
     return changed, number
 
 
@@ -242,6 +255,9 @@ def write_upload_folder(
         if min_customers is not None:
             changed, pairs = hide_pairs(weights, config["tasks"], shared_pairs(rows, extractor, least))
             weights |= {name: table.contiguous() for name, table in changed.items()}
+            if least > SHARED_BY:  # too few customers share the most that the forecaster expects
+                limits = [name for name in weights if name.endswith("forecaster.most")]
+                weights |= {name: torch.full_like(weights[name], UNLIMITED) for name in limits}
             extractor.vocabularies = hide_values(extractor.vocabularies, rare)
             if config.get("values_digest") is not None:
                 config["values_digest"] = extractor.values_digest  # placeholders are other values
@@ -250,7 +266,7 @@ def write_upload_folder(
     # Keys are sorted as transformers does, but not those of vocabularies.
     write_json(target / CONFIG_NAME, config, sort_keys=True)
     save_file(weights, target / WEIGHTS_NAME, metadata={"format": "pt"})
-    note_digests(target)
+    note_settings(target, DECIDING)
     extractor.save_pretrained(target)
     for path in code_files():
         shutil.copyfile(path, target / path.name)

@@ -15,12 +15,11 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ge
 from huggingface_hub.errors import HFValidationError, HTTPError, RepositoryNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
-from modeling_mcm.files_mcm import VOCABULARIES_NAME
+from modeling_mcm.checkpoint_mcm import EXTRACTOR_NAME, VOCABULARIES_NAME, WEIGHT_FILES
 
-from .folder import CARD_NAME, CODE_ENDING, CONFIG_NAME, PREPROCESSOR_NAME, WEIGHTS_NAME, code_files
+from .folder import CARD_NAME, CODE_ENDING, CONFIG_NAME, WEIGHTS_NAME, code_files
 
-NAMED_FILES = {CARD_NAME, CONFIG_NAME, PREPROCESSOR_NAME, VOCABULARIES_NAME, WEIGHTS_NAME}
-WEIGHT_FILES = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
+NAMED_FILES = {CARD_NAME, CONFIG_NAME, EXTRACTOR_NAME, VOCABULARIES_NAME, WEIGHTS_NAME}
 LOG_IN = "run `hf auth login`, or set HF_TOKEN to a token with the right to write"
 TOKENS = re.compile(r"\bhf_\w{8,}")
 LOGIN = re.compile(r"(?<=://)\S*@")  # a name and a password in an address

@@ -22,7 +22,6 @@ from modeling_mcm.configuration_mcm import FIRST_VALUE_ID
 from modeling_mcm.customer_mcm import MCMForCustomerPrediction
 from modeling_mcm.data.cases import deciding_tasks
 from modeling_mcm.data.dataset import (
-    CUSTOMER,
     MANIFEST_FILE,
     PAGE_FILE,
     PAGE_NOTE,
@@ -47,11 +46,14 @@ from modeling_mcm.events_mcm import (
     value_reader,
 )
 from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
-from modeling_mcm.files_mcm import file_digest, read_json, write_json
+from modeling_mcm.files_mcm import read_json, write_json
+from modeling_mcm.folders import file_digest
+from modeling_mcm.inputs_mcm import CUSTOMER
 from modeling_mcm.live.customer import LiveCustomer
 from modeling_mcm.live.explanations import visit_rhythm
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation, MCMPreTrainedModel
-from modeling_mcm.scoring.scorer import PREDICTED, SCORES, Scorer, ScoringJob
+from modeling_mcm.predictor_mcm import PREDICTED
+from modeling_mcm.scoring.scorer import SCORES, Scorer, ScoringJob
 from modeling_mcm.training.checkpoints import checkpoint_digest
 
 logger = logging.get_logger(__name__)

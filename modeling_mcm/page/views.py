@@ -12,8 +12,8 @@ from html import escape
 import numpy as np
 import pandas as pd
 
-from modeling_mcm.data.dataset import CUSTOMER
 from modeling_mcm.forecaster_mcm import ALIVE, CHANCE, DAYS_TO_VISIT
+from modeling_mcm.inputs_mcm import CUSTOMER
 from modeling_mcm.live import LiveCustomer
 from modeling_mcm.scoring.scorer import CHANCES, EMBEDDING, SCORES
 

@@ -8,19 +8,27 @@ call. A symbolic link stays, and the file that it names is written.
 """
 
 import itertools
-import shutil
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from modeling_mcm.data.dataset import CUSTOMER, PreparedData, write_table
+from modeling_mcm.data.dataset import (
+    FEATURE_EXTRACTOR_FOLDER,
+    IDENTITY_FILE,
+    MANIFEST_FILE,
+    PAGE_NOTE,
+    ROWS_COPY,
+    PreparedData,
+    write_table,
+)
 from modeling_mcm.events_mcm import check_columns, to_text
-from modeling_mcm.files_mcm import LOCK_SUFFIX, remove_abandoned, some
+from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
+from modeling_mcm.files_mcm import LOCK_SUFFIX, read_json, remove_abandoned, some
+from modeling_mcm.inputs_mcm import CUSTOMER
 
 from .prepare import prepare
 from .rows import read_distinct
@@ -46,9 +54,9 @@ class Places:
     def __init__(
         self, data: Sequence[Path], events: Sequence[Path], profile: Sequence[Path], predictions: Sequence[Path]
     ):
-        self.events, self.profile = events, profile
-        for folder in data:
-            remove_abandoned(folder)
+        self.events, self.profile, self.predictions = events, profile, predictions
+        for folder in (*data, ROWS_COPY):  # what killed runs left, such as the copy of a data set
+            remove_abandoned(folder.parent, folder.name)
         self.data = {folder: PreparedData(folder) for folder in data}
         columns = sorted({prepared.schema.customer for prepared in self.data.values()})
         if len(columns) > 1:
@@ -112,19 +120,28 @@ class Places:
 
     def find(self, names: Collection[str]) -> dict[Path, str]:
         """Looks for customers in every file of every place, hidden ones too. Returns by path why it may hold them;
-        empty if it is proven that they are gone."""
+        empty if it is proven that they are gone. In JSON files any text or number counts. Those that MCM writes hold
+        counts, settings and values of features, of which only features that read the customers hold customers."""
         reasons = {}
+        own = {path for folder in self.data for path in folder.glob(f"{FEATURE_EXTRACTOR_FOLDER}/*.json")}
+        own |= {folder / name for folder in self.data for name in (MANIFEST_FILE, PAGE_NOTE)}
+        own |= {folder / IDENTITY_FILE for folder in self.predictions}
         for path in sorted(path for place in self.places for path in (place, *place.rglob("*")) if path.is_file()):
-            if path.suffix in (".json", ".jinja", LOCK_SUFFIX):
+            kind = path.suffix.lower()
+            if path in own or (kind == LOCK_SUFFIX and not path.stat().st_size):
                 continue
-            if path.suffix.lower() != ".parquet":
+            if kind not in (".parquet", ".json"):
                 reasons[path] = "neither Parquet nor JSON: look into it yourself"
                 continue
             try:
-                if left := read_ids(path, *self.columns) & {*names}:
+                ids = read_ids(path, *self.columns) if kind == ".parquet" else read_texts(path)
+                if left := ids & {*names}:
                     reasons[path] = f"{len(left)} of the customers"
-            except (OSError, pa.ArrowInvalid) as error:
+            except (OSError, ValueError) as error:
                 reasons[path] = f"can't be read: {error}"
+        for folder, prepared in self.data.items():
+            if left := {*names} & known_customers(prepared.extractor):
+                reasons[folder / FEATURE_EXTRACTOR_FOLDER] = f"{len(left)} of the customers are values of a feature"
         return reasons
 
 
@@ -135,6 +152,25 @@ def read_ids(path: Path, *columns: str) -> set[str]:
     return {str(to_text(value)) for ids in read for value in ids.unique().to_pylist() if value is not None}
 
 
+def read_texts(path: Path) -> set[str]:
+    """Every text and number of a JSON file, keys among them. Raises `ValueError` if it is damaged."""
+    texts, waiting = set[str](), [read_json(path)]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict | list):
+            waiting += [*value, *(value.values() if isinstance(value, dict) else ())]
+        elif (text := to_text(value)) is not None:
+            texts.add(text)
+    return texts
+
+
+def known_customers(extractor: MCMFeatureExtractor) -> set[str]:
+    """The values of the features that read the column of customers."""
+    customer = extractor.schema.customer
+    specs = [spec for spec in extractor.schema.specs.values() if customer in spec.columns]
+    return {value for spec in specs for value in extractor.vocabularies.get(spec.name, ())}
+
+
 def forget_in_file(path: Path, customers: Collection[str], column: str) -> int:
     """Writes a Parquet file again without the rows of some customers, if any, and returns their number."""
     table = pq.read_table(path, partitioning=None)
@@ -143,12 +179,3 @@ def forget_in_file(path: Path, customers: Collection[str], column: str) -> int:
     if len(left) < len(table):
         write_table(path, left, compression="zstd")
     return len(table) - len(left)
-
-
-def clear_cache() -> int:
-    """Removes the Arrow copies of prepared data in the cache of `datasets`, which makes them again when they are
-    needed. Returns their number."""
-    copies = [*Path(datasets.config.HF_DATASETS_CACHE, "parquet").glob("prepared-*")]
-    for folder in copies:
-        shutil.rmtree(folder)
-    return len(copies)

@@ -24,7 +24,8 @@ from modeling_mcm.data.dataset import FEATURE_EXTRACTOR_FOLDER, MANIFEST_FILE
 from modeling_mcm.events_mcm import to_iso
 from modeling_mcm.extras import needs
 from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
-from modeling_mcm.files_mcm import atomic_folder
+from modeling_mcm.files_mcm import remove_abandoned
+from modeling_mcm.folders import atomic_folder
 from modeling_mcm.schema_mcm import check_integer
 
 from .rows import ShardEncoder, write_shard
@@ -136,8 +137,7 @@ def _write_shards(
                 "output folder on storage that all machines of the cluster share."
             )
         yield written["entry"], written["counts"]
-    for partial in directory.glob(".*.partial"):  # left by a lost worker, whose shard another worker wrote
-        partial.unlink()
+    remove_abandoned(directory)  # by a lost worker, whose shard another worker wrote
 
 
 def prepare(

@@ -36,7 +36,7 @@ from modeling_mcm.events_mcm import (
     to_text,
 )
 from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
-from modeling_mcm.files_mcm import file_digest
+from modeling_mcm.folders import file_digest
 from modeling_mcm.inputs_mcm import Customers
 from modeling_mcm.schema_mcm import NUMERIC, ROWS
 

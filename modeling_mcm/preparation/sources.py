@@ -26,7 +26,7 @@ from transformers.utils import logging
 from modeling_mcm.data.text_files import TextFormat, TextReader
 from modeling_mcm.events_mcm import map_distinct, naming, to_text
 from modeling_mcm.extras import needs
-from modeling_mcm.files_mcm import file_digest
+from modeling_mcm.folders import file_digest
 
 with needs("data"):
     import duckdb

@@ -8,8 +8,9 @@ customers are never in memory together.
 """
 
 import functools
+import hashlib
 import json
-import shutil
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -22,21 +23,24 @@ import torch
 from numpy.typing import NDArray
 
 from modeling_mcm.candidates_mcm import SEEN
+from modeling_mcm.checkpoint_mcm import damage
 from modeling_mcm.configuration_mcm import FIRST_LABEL
 from modeling_mcm.data.cases import to_batch
 from modeling_mcm.data.collator import batches_by_length, map_on_cores, unit_counts
-from modeling_mcm.data.dataset import CUSTOMER, PreparedManifest, write_table
+from modeling_mcm.data.dataset import IDENTITY_FILE, PreparedManifest
 from modeling_mcm.data.offers import load_actions
 from modeling_mcm.data.tables import read_table_file
 from modeling_mcm.events_mcm import check_columns, to_ids
 from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
-from modeling_mcm.files_mcm import damage, file_digest, read_json, tensors_digest, write_json
-from modeling_mcm.inputs_mcm import PER_EVENT, Customers
+from modeling_mcm.files_mcm import atomic_write, read_json, remove_abandoned, write_json
+from modeling_mcm.folders import file_digest
+from modeling_mcm.inputs_mcm import CUSTOMER, PER_EVENT, Customers
 from modeling_mcm.modeling_mcm import MCMPreTrainedModel
 from modeling_mcm.predictor_mcm import (
     CHANCES,
     EMBEDDING,
     LABEL_COLUMNS,
+    PREDICTED,
     PREDICTING,
     RANKING,
     SCORES,
@@ -45,14 +49,15 @@ from modeling_mcm.predictor_mcm import (
     Questions,
     Rows,
 )
-from modeling_mcm.training.checkpoints import find_head, open_checkpoint
+from modeling_mcm.training.checkpoints import find_head, open_checkpoint, tensors_digest
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
-IDENTITY_FILE, HISTORIES = "_predictions.json", "_histories"  # readers of Parquet folders skip such names
+HISTORIES = "_histories"  # readers of Parquet folders skip such names
+SEAL, BLOCK = "mcm", 2**20  # key of a seal in the metadata of a file; bytes that are read at a time
+FOOTER = 8  # bytes at the end of Parquet: the length of the metadata, and four letters
 OFFERS_AT_ONCE = 4096  # offers in a batch of the model
-PREDICTED = "predicted_"  # begins the column of a class or number that the model was fine-tuned to
 
 
 @dataclass(frozen=True)
@@ -117,18 +122,48 @@ class ScoringJob:
         return [(Path(self.output_dir, name.format(index, len(parts))), part) for index, part in enumerate(parts)]
 
 
-def is_whole(path: Path) -> bool:
-    """Says whether a file of an earlier run is there, and the checksums of its pages are right."""
+def write_sealed(path: Path, table: pa.Table) -> None:
+    """Writes a file of predictions whole or not at all, with a seal in its metadata, by which [`is_sealed`] knows it
+    again."""
+    with (
+        atomic_write(path) as partial,
+        open(partial, "wb") as file,
+        pq.ParquetWriter(file, table.schema, compression="zstd") as out,
+    ):
+        out.write_table(table)
+        file.flush()
+        out.add_key_value_metadata({SEAL: _compute_seal(partial, file.tell(), path)})
+
+
+def is_sealed(path: Path) -> bool:
+    """Says whether a file of predictions is as [`write_sealed`] wrote it: not absent, cut, edited, or copied from
+    another name or folder."""
     try:
-        pq.ParquetFile(path, page_checksum_verification=True).read()
-    except (OSError, ValueError):  # it is absent, cut or damaged
+        with pq.ParquetFile(path) as parquet:
+            seal = (parquet.metadata.metadata or {}).get(SEAL.encode(), b"").decode()
+        with open(path, "rb") as file:
+            file.seek(-FOOTER, os.SEEK_END)
+            end = file.tell() - int.from_bytes(file.read(4), "little")
+        return seal == _compute_seal(path, end, path)
+    except (OSError, ValueError):
         return False
-    return True
+
+
+def _compute_seal(path: Path, end: int, place: Path) -> str:
+    """Digest of what the predictions of a folder are made of, of the name of one of its files, and of the values that
+    the file at `path` holds: all its bytes up to the metadata at `end`."""
+    identity = place.with_name(IDENTITY_FILE)
+    digest = hashlib.sha256(identity.read_bytes() if identity.is_file() else b"")
+    digest.update(place.name.encode())
+    with open(path, "rb") as file:
+        while block := file.read(min(BLOCK, end - file.tell())):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def check_folder(folder: Path) -> None:
     """Raises `ValueError` if a folder holds anything but predictions, or what a run that was killed left there."""
-    own = (HISTORIES, f".{HISTORIES}.", f".{IDENTITY_FILE}.")
+    own = (HISTORIES, f".{HISTORIES}.", f".{IDENTITY_FILE}.", ".changes.")
     others = [path for path in folder.glob("*") if not path.name.startswith(own)] if folder.is_dir() else []
     if others and not (folder / IDENTITY_FILE).is_file():
         raise ValueError(f"{folder} is not empty and holds no predictions: choose another --output_dir.")
@@ -151,8 +186,7 @@ def claim(job: ScoringJob, digests: Mapping[str, str], customers: int) -> None:
                 f"{folder} holds predictions of another {', '.join(changed)}: choose another --output_dir, or remove "
                 "that one."
             )
-    for partial in folder.glob(".*.partial"):  # what a run that was killed left
-        shutil.rmtree(partial) if partial.is_dir() else partial.unlink()
+    remove_abandoned(folder)
     write_json(path, identity, indent=1)
 
 
@@ -204,7 +238,7 @@ class Scorer:
     def write(self, path: Path, indices: range) -> None:
         """Scores the customers with these indices in the data set, and writes their file whole or not at all. The
         errors are those of [`score`]; an `OSError` is raised if the file can't be written."""
-        write_table(path, self.score(self.read(indices)), compression="zstd", write_page_checksum=True)
+        write_sealed(path, self.score(self.read(indices)))
 
     def read(self, indices: range, tasks: Sequence[str] | None = None) -> Rows:
         """Reads the rows of the customers with these indices, as `PreparedRows` gives them, with the columns of events

@@ -8,19 +8,20 @@ model with random weights looks like that of a bad model, so commands allow it o
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedModel
 
 from modeling_mcm.action_mcm import MCMForActionRecommendation
+from modeling_mcm.checkpoint_mcm import CheckpointError, check_loaded
 from modeling_mcm.configuration_mcm import MCMConfig
 from modeling_mcm.customer_mcm import MCMForCustomerPrediction
 from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
-from modeling_mcm.files_mcm import CheckpointError, check_loaded, tensors_digest
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation, MCMModel
 
 COMMANDS_OF: dict[type[PreTrainedModel], str] = {
@@ -53,7 +54,7 @@ def find_head(folder: str) -> type[PreTrainedModel]:
     can't be read, [`MCMForMultiTaskRecommendation`]."""
     try:
         architectures = MCMConfig.from_pretrained(folder).architectures
-    except (OSError, ValueError, TypeError, RecursionError, StrictDataclassError):
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError, StrictDataclassError):
         architectures = None
     heads = (head for head in COMMANDS_OF if [head.__name__] == architectures)
     return next(heads, MCMForMultiTaskRecommendation)
@@ -67,6 +68,7 @@ def reading(folder: str, name: str) -> Iterator[None]:
         yield
     except CheckpointError:
         raise
+    # RecursionError is a RuntimeError
     except (OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError, StrictDataclassError) as error:
         reason = " ".join(str(error).split())
         hint = "" if Path(folder).is_dir() else " It is no folder here either: check the path or the name."
@@ -91,6 +93,15 @@ def read_checkpoint(model_class: type[PreTrainedModel], folder: str, new: tuple[
     model, loading = loaded
     check_loaded(model, folder, loading, new)
     return model
+
+
+def tensors_digest(tensors: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256 digest of named tensors, in the order of their names: names, types, shapes and bytes."""
+    digest = hashlib.sha256()
+    for name, value in sorted(tensors.items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def checkpoint_digest(model: PreTrainedModel, feature_extractor: MCMFeatureExtractor) -> str:

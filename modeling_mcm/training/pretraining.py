@@ -28,18 +28,19 @@ from modeling_mcm.data.dataset import MANIFEST_FILE
 from modeling_mcm.evaluation.cases import cases_at, tasks_without_repeats
 from modeling_mcm.evaluation.comparison import baseline_warnings, compare_with_counting, mean_values, read_cases
 from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
-from modeling_mcm.files_mcm import file_digest, write_json
+from modeling_mcm.files_mcm import write_json
+from modeling_mcm.folders import file_digest
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
 from modeling_mcm.scorer_mcm import NEXT_VISIT, QUESTIONS, LabelScorer, ScoreNetwork
 
 from .encoder.recipe import Recipe, make_config, recipe_for
 from .encoder.trainer import MCMTrainer
 from .forecaster.describe import describe_shop
-from .labels import categorical_features, fill_label_values, popularity
 from .options import AUTO, NONE, ModelOptions, PretrainingArguments
 from .resuming import (
     PRETRAINING,
     Facts,
+    begin_run,
     check_processes,
     command_line,
     deciding_options,
@@ -174,7 +175,9 @@ def pretrain(options: ModelOptions, training: PretrainingArguments, recipe: Reci
     with output_folder_lock(output, training.should_save):
         check_processes(run)
         with training.main_process_first(local=False):
-            finished = is_finished(output, PRETRAINING, run, training.should_save)
+            finished = is_finished(output, PRETRAINING, run)
+            if training.should_save and not finished:
+                begin_run(output, PRETRAINING, run)
             checkpoint = None if finished else last_whole_checkpoint(output)
         if not finished:
             facts = {"recipe": recipe.reasons} | _train(options, training, data, model, checkpoint)

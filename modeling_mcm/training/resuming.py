@@ -12,28 +12,20 @@ import json
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from accelerate.utils import gather_object
-from filelock import Timeout
 from safetensors import SafetensorError
 from transformers import PreTrainedConfig, TrainerCallback, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
-from modeling_mcm.files_mcm import (
-    CheckpointError,
-    check_files,
-    damage,
-    file_digest,
-    locked,
-    read_json,
-    some,
-    write_json,
-)
+from modeling_mcm.checkpoint_mcm import CheckpointError, check_files, damage
+from modeling_mcm.files_mcm import read_json, some, write_json
+from modeling_mcm.folders import RunError, file_digest, lock_output
 
 logger = logging.get_logger(__name__)
 PRETRAINING, FINE_TUNING = "pretraining.json", "finetuning.json"  # records, which a run writes as its last file
@@ -49,17 +41,13 @@ FOREIGN = ("*.json", "*.safetensors", "checkpoint-*")  # files of a folder that 
 DECIDING = """adam_ bf16 data_seed dataloader_drop_last early_stopping fp16 ignore_data_skip label_smoothing
 learning_rate load_best lr_ max_ neftune num_train optim seed tf32 train_sampling use_liger warmup
 weight_decay""".split()
-OF_THE_BEST = ("eval_strategy", "eval_steps", "eval_delay", "metric_for_best_model", "greater_is_better")
-
-
-class RunError(ValueError):
-    """A training can't start. The message says why, and what to do."""
+BEST_OPTIONS = ("eval_strategy", "eval_steps", "eval_delay", "metric_for_best_model", "greater_is_better")
 
 
 def deciding_options(args: TrainingArguments, config: PreTrainedConfig, own: Facts) -> Facts:
     """The options that decide the final weights of a training, by name, with values as JSON stores them: those of the
     `Trainer`, of the model's config before it is trained, and a command's `own`."""
-    beginnings = (*DECIDING, *(OF_THE_BEST if args.load_best_model_at_end else ()))
+    beginnings = (*DECIDING, *(BEST_OPTIONS if args.load_best_model_at_end else ()))
     facts = {name: value for name, value in args.to_dict().items() if name.startswith(beginnings)}
     fields = config.to_dict()  # of these MCM's own: those of every model depend on how it was made
     facts |= {name: fields.get(name) for name in type(config).__annotations__} | dict(own)
@@ -111,14 +99,13 @@ def check_processes(run: Facts) -> None:
             )
 
 
-def is_finished(folder: Path, record: str, run: Facts, is_writer: bool = True) -> bool:
-    """Says whether a folder holds a run that is finished. If it does not, writes there what the run is.
+def is_finished(folder: Path, record: str, run: Facts) -> bool:
+    """Says whether a folder holds a run that is finished.
 
     Args:
         record (`str`): Name of the record that a finished run leaves there, `PRETRAINING` or `FINE_TUNING`.
         run (`dict`): What a run that is started again must have in common: `data` and other digests, and
             `options`, such as those of [`deciding_options`].
-        is_writer (`bool`): Whether this process writes.
 
     Raises:
         RunError: If the folder holds something else, or a model that was trained with other data or options.
@@ -139,10 +126,13 @@ def is_finished(folder: Path, record: str, run: Facts, is_writer: bool = True) -
             return True
         except CheckpointError as error:
             logger.warning(f"The model is damaged, so it is written again: {error}")
-    if is_writer:
-        write_json(path, run)
-        (folder / record).unlink(missing_ok=True)
     return False
+
+
+def begin_run(folder: Path, record: str, run: Facts) -> None:
+    """Writes into a folder what the run is, with the arguments of [`is_finished`], and removes an earlier record."""
+    write_json(folder / RUN, {"record": record, **run})
+    (folder / record).unlink(missing_ok=True)
 
 
 def _changes(earlier: Facts, run: Facts) -> list[str]:
@@ -158,20 +148,11 @@ def _changes(earlier: Facts, run: Facts) -> list[str]:
 
 @contextmanager
 def output_folder_lock(output_dir: str | Path, is_writer: bool = True) -> Iterator[None]:
-    """A context that makes an output folder and locks it, so that no second run trains into it at the same time.
-    Raises `RunError` if the folder can't be written to, or another run trains into it, and `OSError` if its disk gets
+    """A context that makes an output folder and locks it, so that no second run writes into it at the same time.
+    Raises `RunError` if the folder can't be written to, or another run writes into it, and `OSError` if its disk gets
     full."""
     folder = Path(output_dir).resolve()
-    with ExitStack() as stack:
-        if is_writer:
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-                stack.enter_context(locked(folder, wait=False))
-            except Timeout:
-                words = "wait for its end, or give another output_dir."
-                raise RunError(f"Another run trains into {folder}: {words}") from None
-            except OSError as error:
-                raise RunError(f"{folder} can't be written to ({error.strerror}): give another output_dir.") from error
+    with lock_output(folder) if is_writer else nullcontext():
         try:
             yield
         except (OSError, RuntimeError, SafetensorError) as error:

@@ -20,20 +20,26 @@ from modeling_mcm import (
     MCMForMultiTaskRecommendation,
     MCMModel,
 )
-from modeling_mcm.files_mcm import note_digests
 from modeling_mcm.training.checkpoints import CheckpointError, open_checkpoint, read_checkpoint
 
 
-def config(**changes):
-    return lambda folder: update_json(folder / "config.json", **changes)
-
-
 def weights(edit):
+    """A change of the weights by another tool, which does not know of the settings in their metadata."""
+
     def change(folder):
         tensors = load_file(folder / "model.safetensors")
         edit(tensors)
         save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-        note_digests(folder)
+
+    return change
+
+
+def config(**changes):
+    """A change of config.json, and of the weights, or the settings would differ."""
+
+    def change(folder):
+        update_json(folder / "config.json", **changes)
+        weights(bool)(folder)
 
     return change
 
@@ -107,8 +113,8 @@ def test_other_contents_of_the_other_files_are_named(save):
         Path(folder, "frame.json").write_text(text)
         with pytest.raises(CheckpointError, match="can't be read as frame.json"):
             CustomerModel.load(folder, events=None)
-    update_json(Path(folder, "preprocessor_config.json"), tasks=None)
-    with pytest.raises(CheckpointError, match="can't be read as MCMFeatureExtractor .TypeError"):
+    update_json(Path(folder, "preprocessor_config.json"), max_events=None)
+    with pytest.raises(CheckpointError, match="can't be read as MCMFeatureExtractor .ValueError"):
         open_checkpoint(MCMForMultiTaskRecommendation, folder)
 
 

@@ -54,7 +54,7 @@ def test_a_killed_run_leaves_the_old_data_set_and_is_run_again(shop, function, m
     left = sorted(shop.glob(".data.*"))
     assert left
     if (function, moment) == (RENAME, 2):  # between the two renames
-        next(path for path in left if path.suffix == ".replaced").rename(shop / "data")
+        next(path for path in left if path.suffix == ".partial").joinpath("replaced").rename(shop / "data")
     assert content(shop / "data") == before
     customers = PreparedManifest.load(shop / "data").counts["customers"]
     assert len(load_prepared(shop / "data")) == customers

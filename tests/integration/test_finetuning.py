@@ -36,8 +36,8 @@ from modeling_mcm.data.offers import OfferReader, load_offers
 from modeling_mcm.evaluation.offers import score_offers
 from modeling_mcm.page.views import SENDS, PageContent
 from modeling_mcm.training.checkpoints import find_head, open_checkpoint
-from modeling_mcm.training.state import fit_state
 from modeling_mcm.training.heads.train import LabelOptions, read_labels
+from modeling_mcm.training.state import fit_state
 
 finetune = partial(call, "run_finetune")
 ITEMS = [f"item {number:02}" for number in (0, 3, 7, 20)]

@@ -17,7 +17,7 @@ from in_process import call
 
 from modeling_mcm.commands import predict
 from modeling_mcm.data import EventSchema, load_prepared
-from modeling_mcm.files_mcm import locked
+from modeling_mcm.folders import locked
 from modeling_mcm.preparation import prepare
 
 FORGET = "modeling_mcm.commands.forget"
@@ -81,22 +81,22 @@ def write_scores(place, *names):
 
 
 def test_they_are_gone_from_data_predictions_log_and_cache(place, forget, save, monkeypatch):
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", place / "cache")
-    load_prepared(place / "data")
+    monkeypatch.setattr("modeling_mcm.data.dataset.ROWS_COPY", place / "cache" / "rows")
+    read_before = load_prepared(place / "data")
     options = {"model": save(extended=True), "data": str(place / "data"), "output_dir": str(place / "scores")}
     predict.run(predict.PredictionOptions(**options, rows_per_file=5), predict.EngineOptions())
     before = rows(place / "data")
     everywhere = f"{EVERYWHERE} --predictions scores"
     said = forget(f"{everywhere} --check_only true", fails="not proven that the customers are gone")
     assert said.count("1 of the customers") == 4
-    cached = list((place / "cache").rglob("*.arrow"))
+    assert not [*(place / "cache").rglob("*.*")] and read_before["customer_id"][:] != []
     (place / "data" / "page.parquet").write_bytes(b"scores of all")
     assert forget(everywhere).endswith(f"{GONE}\n")
     left = [row["customer_id"] for row in before if row["customer_id"] not in THEY]
     assert customers(place / "scores") == left and len(left) == 32
     for raw in ("log", "profile.parquet"):
         assert set(pd.read_parquet(place / raw)["who"]) == set(left)
-    assert cached and not any(path.exists() for path in [*cached, place / "data" / "page.parquet"])
+    assert not (place / "data" / "page.parquet").exists()
     assert load_prepared(place / "data")["customer_id"][:] == left
     assert rows(place / "data") == [row for row in before if row["customer_id"] not in THEY]
     files = bytes_of(place)
@@ -106,20 +106,47 @@ def test_they_are_gone_from_data_predictions_log_and_cache(place, forget, save, 
 
 
 LEFT = {
-    "scores/old/x.parquet": "x.parquet: can't be read",
-    "scores/.customers-0.parquet.7.partial": "7.partial: neither Parquet",
-    "scores/backup.zip": "backup.zip: neither Parquet",
-    "scores/old/hidden.parquet": "hidden.parquet: 1 of the customers",
+    "scores/old/x.parquet": (b"PAR1 cut", "can't be read"),
+    "scores/.customers-0.parquet.7.partial": (b"c05", "neither Parquet"),
+    "scores/backup.zip": (b"c05", "neither Parquet"),
+    "scores/a.lock": (b"c05", "neither Parquet"),
+    "scores/a.json": (b'{"notes": [{"c05": 1}]}', "1 of the customers"),
+    "scores/b.json": (b'["c21", {"of": "c05"}]', "2 of the customers"),
+    "scores/c.json": (b'{"id": 1234}', "1 of the customers"),
+    "scores/d.json": (b'{"id": "c05"', "can't be read"),
+    "scores/e.json": (b"[" * 10**5, "can't be read"),
 }
 
 
 def test_what_is_left_is_named(place, forget):
     write_scores(place, "scores/hidden.parquet", "scores/old/hidden.parquet")
-    for name in LEFT:
-        if not (place / name).exists():
-            (place / name).write_bytes(b"PAR1 cut")
+    (place / "ids.txt").write_text("\n".join([*THEY, "1234"]))
+    (place / "scores" / "f.json").write_text('{"c06": [1, null, true]}')
+    for name, (content, _) in LEFT.items():
+        (place / name).write_bytes(content)
     said = forget("--predictions scores", fails="not proven that the customers are gone")
-    assert [reason for reason in LEFT.values() if reason not in said] == []
+    assert "scores/old/hidden.parquet: 1 of the customers" in said and "f.json" not in said
+    assert [name for name, (_, reason) in LEFT.items() if f"{name}: {reason}" not in said] == []
+
+
+def test_numbers_and_values_of_features_are_no_customers_but_values_of_the_customers_column_are(place, forget):
+    log = pd.concat(map(pd.read_parquet, [place / "log" / "a.parquet", place / "log" / "late" / "b.parquet"]))
+    numbers = {name: str(index) for index, name in enumerate(sorted(log["who"].unique()))}
+    for path in (place / "log" / "a.parquet", place / "log" / "late" / "b.parquet", place / "profile.parquet"):
+        pd.read_parquet(path).assign(who=lambda frame: frame["who"].astype(str).map(numbers)).to_parquet(path)
+    (place / "ids.txt").write_text("20\n34")  # the manifest has such numbers, and neither is a customer then
+    schemas = {"data": SCHEMA, "other": SCHEMA | {"features": [*SCHEMA["features"], {"name": "who"}]}}
+    for name, schema in schemas.items():
+        prepare(
+            place / "log",
+            EventSchema.from_dict(schema),
+            place / name,
+            profile=place / "profile.parquet",
+            rows_per_shard=20,
+            overwrite=True,
+        )
+    said = forget(f"{EVERYWHERE} --data data other", fails="found nowhere: '34'")
+    assert "other/feature_extractor: 1 of the customers are values of a feature" in said and "data/" not in said
 
 
 def test_an_id_with_spaces_and_commas_of_its_own_is_found(place, forget):

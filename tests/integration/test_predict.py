@@ -4,6 +4,7 @@
 
 import importlib
 import re
+import shutil
 import time
 from functools import partial
 
@@ -17,22 +18,22 @@ import yaml
 from choices import STATE
 from corner_shop import SCHEMA
 from fitted import fill_forecaster
-from folders import content
+from folders import content, cut, flipped
 from in_process import call
 from transformers import pipeline
 
 from modeling_mcm import MCMForMultiTaskRecommendation
 from modeling_mcm.data import NO_CUTOFFS, PreparedData, read_schema
 from modeling_mcm.preparation import prepare
-from modeling_mcm.scoring import ScoringJob, score_on_spark
+from modeling_mcm.scoring import ScoringJob, score_on_spark, scorer
 
 SMALL = ["--rows_per_file", "5", "--batch_size", "3"]
 
 
 def predict_slowly(options):
     """The script, each file a while after the one before, so that there is time to kill it."""
-    write = pq.write_table
-    pq.write_table = lambda *args, **options: (time.sleep(0.2), write(*args, **options))
+    write = scorer.write_sealed
+    scorer.write_sealed = lambda *args: (time.sleep(0.2), write(*args))
     call("run_predict", *options)
 
 
@@ -118,21 +119,23 @@ def test_a_killed_run_resumes_to_the_same_bytes(predict, save, prepared, tmp_pat
     killed = tmp_path / "killed"
     process = forked_runs.CONTEXT.Process(target=predict_slowly, args=([*options, "--output_dir", str(killed)],))
     process.start()
-    forked_runs.wait_for(lambda: len(list(killed.glob("*.parquet"))) >= 4, process)
+    forked_runs.wait_for(lambda: len(list(killed.glob("*.parquet"))) >= 5, process)
+    predict(*options, "--output_dir", killed, fails=f"Another run writes into {killed}: wait for its end")
     process.kill()
     process.join()
     done = {path.name: path.stat().st_mtime_ns for path in killed.glob("*.parquet")}
-    assert 4 <= len(done) < 7
-    cut, flipped = (killed / name for name in sorted(done)[:2])  # what a disk has damaged since
-    cut.write_bytes(cut.read_bytes()[:-7])
-    content_of = bytearray(flipped.read_bytes())
-    content_of[200] ^= 1
-    flipped.write_bytes(content_of)
-    (killed / ".customers-00006-of-00007.parquet.partial").write_bytes(b"half")
+    assert 5 <= len(done) < 7
+    damaged, edited, copied, other = (killed / name for name in sorted(done)[:4])  # since then
+    flipped(damaged.name)(killed)
+    rows = pq.read_table(edited)
+    pq.write_table(rows.set_column(0, "customer_id", rows["customer_id"].combine_chunks()[::-1]), edited)
+    shutil.copy(other, copied)
+    cut(other.name, -7)(killed)
+    (killed / ".customers-00006-of-00007.parquet.0123456789ab.partial").mkdir()
     predict(*options, "--output_dir", killed)
     assert content(killed) == content(tmp_path / "whole")
     again = {path.name: path.stat().st_mtime_ns for path in killed.glob("*.parquet")}
-    assert [name for name in sorted(done) if again[name] == done[name]] == sorted(done)[2:]
+    assert [name for name in sorted(done) if again[name] == done[name]] == sorted(done)[4:]
 
 
 def test_two_processes_write_what_one_does(predict, save, prepared, tmp_path):
@@ -160,9 +163,8 @@ def test_at_most_a_batch_is_scored_at_once(predict, save, prepared, tmp_path, mo
 
 def test_leftovers_of_a_killed_run_are_cleaned_up(predict, save, log_options, tmp_path):
     out = tmp_path / "out"
-    for folder in ("._histories.123.partial", "_histories"):
+    for folder in ("._histories.0123456789ab.partial", "_histories", "._predictions.json.0123456789ab.partial"):
         (out / folder).mkdir(parents=True)
-    (out / "._predictions.json.partial").write_text("{")
     options = ["--model", save(), *log_options]
     assert "34 customers" in predict(*options, "--output_dir", out)
     assert sorted(path.suffix for path in out.iterdir()) == [".json", ".parquet"]

@@ -13,9 +13,9 @@ from transformers.utils import logging
 
 from modeling_mcm.training.options import PretrainingArguments
 from modeling_mcm.training.resuming import (
+    BEST_OPTIONS,
     DECIDING,
     FILES,
-    OF_THE_BEST,
     PRETRAINING,
     RUN,
     RunError,
@@ -89,7 +89,7 @@ def test_other_options_are_refused_for_a_finished_run_and_an_interrupted_one(
 
 def test_every_option_that_decides_the_weights_exists():
     known = PretrainingArguments.__dataclass_fields__
-    assert [name for name in (*DECIDING, *OF_THE_BEST) if not any(each.startswith(name) for each in known)] == []
+    assert [name for name in (*DECIDING, *BEST_OPTIONS) if not any(each.startswith(name) for each in known)] == []
 
 
 def plain_model(folder, finished):
@@ -138,9 +138,9 @@ def test_a_file_in_the_place_of_the_folder_is_left_alone(run, tmp_path):
 
 def test_a_lock_ends_with_its_run_and_leaves_nothing(run, tmp_path):
     with output_folder_lock(tmp_path / "run"):
-        with pytest.raises(RunError, match="Another run trains into"), output_folder_lock(tmp_path / "run"):
+        with pytest.raises(RunError, match="Another run writes into"), output_folder_lock(tmp_path / "run"):
             pass
-        with pytest.raises(SystemExit, match="Another run trains into .*: wait for its end, or give another"):
+        with pytest.raises(SystemExit, match="Another run writes into .*: wait for its end, or give another"):
             run(tmp_path / "run")
     assert not any((tmp_path / "run").iterdir())
 

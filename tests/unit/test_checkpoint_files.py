@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Files of a checkpoint: weights, config and vocabularies must be complete and of one save; the extractor's files."""
 
+import json
 import random
 import shutil
 from pathlib import Path
@@ -9,19 +10,22 @@ from pathlib import Path
 import pytest
 import torch
 from choices import perturb
-from folders import edit_json, flipped_bits, read_json, update_json
+from fake_hub import put_into_cache
+from folders import content, edit_json, read_json, update_json
 from handmade_extractor import CUSTOMER, SETTINGS, make
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from transformers import pipeline
+from transformers import AutoFeatureExtractor, AutoModelForPreTraining, pipeline
 
 from modeling_mcm import (
+    MCMConfig,
     MCMFeatureExtractor,
     MCMForActionRecommendation,
     MCMForMultiTaskRecommendation,
     MCMModel,
+    configuration_mcm,
+    feature_extraction_mcm,
 )
-from modeling_mcm.files_mcm import DIGESTS, VOCABULARIES_NAME
+from modeling_mcm.checkpoint_mcm import VOCABULARIES_NAME
 from modeling_mcm.training.checkpoints import CheckpointError
 
 CLASSES = [MCMModel, MCMForMultiTaskRecommendation, MCMForActionRecommendation]
@@ -87,7 +91,7 @@ def test_pipeline_refuses_another_extractor(tied, others, prepare_log, event_log
 
 def test_unknown_digest_gives_a_warning(save, monkeypatch):
     said = []
-    monkeypatch.setattr("modeling_mcm.files_mcm.logger.warning_once", said.append)
+    monkeypatch.setattr("modeling_mcm.checkpoint_mcm.logger.warning_once", said.append)
     assert MCMModel.from_pretrained(save(values_digest=None)).config.values_digest is None
     assert said and "does not say which values its weights were trained with" in said[0]
 
@@ -103,40 +107,114 @@ def test_every_class_reads_checkpoints_of_the_others(tied, tmp_path):
     assert len(found) == 1 and None not in found
 
 
-@pytest.mark.parametrize("place", ["a folder", "the cache of the Hub"])
-def test_a_flipped_bit_of_the_weights_is_found(tied, tmp_path, place):
-    source, options = tied, {}
-    if place == "the cache of the Hub":
-        source, options = "org/name", {"cache_dir": tmp_path / "cache"}
-        repository, commit = tmp_path / "cache" / "models--org--name", "0" * 40
-        shutil.copytree(tied, repository / "snapshots" / commit)
-        (repository / "refs").mkdir()
-        (repository / "refs" / "main").write_text(commit)
-        tied = repository / "snapshots" / commit
-    for _ in flipped_bits(tied / "model.safetensors"):
-        with pytest.raises((CheckpointError, SafetensorError)):
-            MCMForMultiTaskRecommendation.from_pretrained(source, **options)
-    MCMForMultiTaskRecommendation.from_pretrained(source, **options)
+@pytest.fixture(params=["folder", "subfolder", "repository", "subfolder of a repository"])
+def place(tied, tmp_path, request):
+    """Where a checkpoint lies: its files, and how it is asked for, by a source and options."""
+    name = "its/own" if "subfolder" in request.param else ""
+    options = {"subfolder": name} if name else {}
+    if "repository" in request.param:
+        folder = put_into_cache(tied, tmp_path / "cache", "org/name", name)
+        return folder, "org/name", options | {"cache_dir": tmp_path / "cache"}
+    return shutil.copytree(tied, tmp_path / "place" / name), tmp_path / "place", options
 
 
-def test_weights_of_other_origins_have_no_digest_and_are_read(tied, tmp_path):
-    assert read_json(tied / "config.json")[DIGESTS]
-    update_json(tied / "config.json", **{DIGESTS: None})
+def test_a_checkpoint_is_read_and_checked_wherever_it_lies(place, tied):
+    folder, source, options = place
+    expected = MCMForMultiTaskRecommendation.from_pretrained(tied).state_dict()
+    for read in (MCMForMultiTaskRecommendation, AutoModelForPreTraining):
+        torch.testing.assert_close(read.from_pretrained(source, **options).state_dict(), expected, rtol=0, atol=0)
+    for read in (MCMFeatureExtractor, AutoFeatureExtractor):
+        found = read.from_pretrained(source, **options)
+        assert found.to_dict() == MCMFeatureExtractor.from_pretrained(tied).to_dict() and found.vocabularies
+    update_json(folder / "config.json", forecast_window=7)
+    with pytest.raises(CheckpointError, match=r"config.json has another `forecast_window` \(7\) than model"):
+        MCMModel.from_pretrained(source, **options)
+
+
+def test_a_subfolder_that_is_not_there_is_named(tied):
+    with pytest.raises(CheckpointError, match="checkpoint/none is no folder"):
+        MCMModel.from_pretrained(tied, subfolder="none")
+
+
+def another(value):
+    """A value that is not this one, of its type where that is known."""
+    if isinstance(value, dict):
+        return {**value, "items": [1]}
+    return [*value, "b"] if isinstance(value, list) else not value if isinstance(value, bool) else f"{value}1"
+
+
+@pytest.mark.parametrize("gone", [False, True], ids=["another value", "gone"])
+def test_every_edited_setting_is_refused_by_its_name_and_those_that_decide_nothing_are_free(tied, gone):
+    kinds = {
+        "config.json": (MCMModel, configuration_mcm, [*MCMConfig.__annotations__]),
+        "preprocessor_config.json": (MCMFeatureExtractor, feature_extraction_mcm, [*make().to_dict()]),
+    }
+    for file, (kind, module, names) in kinds.items():
+        saved = read_json(tied / file)
+        assert {*module.FREE, *module.DECIDING} - {"auto_map"} == {*names} - {"feature_extractor_type"}
+        for name in module.DECIDING:
+            changed = {**saved, name: another(saved.get(name))}
+            if gone and saved.get(name) is None:
+                continue
+            if gone:
+                del changed[name]
+            if name == "features" and kind is MCMFeatureExtractor:
+                changed["features"] = saved["features"][:-1]
+            (tied / file).write_text(json.dumps(changed))
+            with pytest.raises(CheckpointError, match=f"{file} .*has another `{name}`|{file} has another `{name}`"):
+                kind.from_pretrained(tied)
+        (tied / file).write_text(json.dumps(saved))
+    update_json(tied / "config.json", hidden_dropout_prob=0.5, forecast_days=[3.0])
+    update_json(tied / "preprocessor_config.json", max_events=7)
+    assert MCMModel.from_pretrained(tied).config.forecast_days == [3.0]
+    assert MCMFeatureExtractor.from_pretrained(tied).max_events == 7
+
+
+def test_settings_are_changed_by_loading_with_others_and_saving(tied):
+    MCMModel.from_pretrained(tied, kind_feature="items").save_pretrained(tied)
+    assert MCMModel.from_pretrained(tied).config.kind_feature == "items"
+
+
+def test_weights_that_another_tool_wrote_are_read(tied):
     save_file(load_file(tied / "model.safetensors"), tied / "model.safetensors", {"format": "pt", "by": "another"})
-    assert DIGESTS not in MCMModel.from_pretrained(tied).config.to_dict()
+    update_json(tied / "config.json", kind_feature="items")
+    assert MCMModel.from_pretrained(tied).config.kind_feature == "items"
 
 
-def test_saving_over_a_checkpoint_in_parts_and_pushing_keep_the_digests_right(tied, monkeypatch):
+@pytest.mark.parametrize("size", ["5KB", "1GB"])
+def test_saving_over_a_checkpoint_leaves_no_weights_of_the_one_before(tied, monkeypatch, size):
     pushed = []
     monkeypatch.setattr(MCMModel, "push_to_hub", lambda self, name, **options: pushed.append((name, options)))
     model = MCMModel.from_pretrained(tied)
-    model.save_pretrained(tied, max_shard_size="5KB", push_to_hub=True, repo_id="org/name", private=True)
-    (tied / "model.safetensors").unlink()
-    assert len(MCMModel.from_pretrained(tied).state_dict()) == len(model.state_dict())
-    model.save_pretrained(tied, state_dict=model.state_dict())
-    noted = read_json(tied / "config.json")[DIGESTS]
-    assert list(noted) == ["model.safetensors"] and pushed == [("org/name", {"private": True})]
-    MCMModel.from_pretrained(tied)
+    model.save_pretrained(tied, max_shard_size="7KB")
+    model.save_pretrained(tied, max_shard_size=size, push_to_hub=True, repo_id="org/name", private=True)
+    assert pushed == [("org/name", {"private": True})] and not [*tied.glob(".*")]
+    index = tied / "model.safetensors.index.json"
+    names = {*read_json(index)["weight_map"].values()} if index.exists() else {"model.safetensors"}
+    assert {path.name for path in tied.glob("*.safetensors")} == names and (size == "1GB") == (len(names) == 1)
+    again = MCMModel.from_pretrained(tied).state_dict()
+    torch.testing.assert_close(again, model.state_dict(), rtol=0, atol=0)
+
+
+def test_a_full_disk_leaves_the_checkpoint_that_was_there(tied, small_disk):
+    disk = small_disk("8m")
+    folder = shutil.copytree(tied, disk / "run")
+    before, model = content(folder), MCMForMultiTaskRecommendation.from_pretrained(tied)
+    (disk / "rest").write_bytes(bytes(shutil.disk_usage(disk).free - 2**14))
+    with pytest.raises(OSError, match="run can't be written .* is as it was: make room"):
+        model.save_pretrained(folder)
+    assert content(folder) == before
+    (disk / "rest").unlink()
+    model.save_pretrained(folder)
+
+
+@pytest.mark.parametrize("text", ["null", "[]", "7", "[" * 10**5, '{"a":' * 10**5, '{"features": null}'])
+@pytest.mark.parametrize("file", ["config.json", "preprocessor_config.json", VOCABULARIES_NAME])
+def test_other_json_is_refused_by_the_name_of_its_file(tied, file, text):
+    (tied / file).write_text(text)
+    with pytest.raises((ValueError, OSError), match=file):
+        MCMForMultiTaskRecommendation.from_pretrained(tied)
+        MCMFeatureExtractor.from_pretrained(tied)
 
 
 def test_saved_extractor_is_loaded_equal(tmp_path):
@@ -172,7 +250,10 @@ def test_bad_vocabulary_file_is_named(tmp_path):
         path.write_text(damaged)
         with pytest.raises(ValueError, match=f"{VOCABULARIES_NAME} is damaged .* save the feature extractor again"):
             MCMFeatureExtractor.from_pretrained(tmp_path)
-    path.write_text(whole.replace('"items"', '"brand"'))
+    stored = json.loads(whole)
+    stored["vocabularies"]["brand"] = stored["vocabularies"].pop("items")
+    del stored["settings"]  # as if it was made by hand
+    path.write_text(json.dumps(stored))
     with pytest.raises(ValueError, match=f"Found vocabularies of .*'brand'.* the features need .*{VOCABULARIES_NAME}"):
         MCMFeatureExtractor.from_pretrained(tmp_path)
     path.unlink()

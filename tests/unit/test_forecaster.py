@@ -54,6 +54,21 @@ def forecaster():
     return make_forecaster(pad_visits(rows, shop.times[past] * (WINDOW / shop.window), amounts, len(known)))
 
 
+def test_the_most_of_a_shop_is_that_of_several_customers_and_no_limit_for_who_had_more():
+    visits = make_visits()
+    visits.is_visit[:, :9] = False  # but for one customer, who comes and buys as nobody else does
+    visits.is_visit[7] = True
+    visits.amounts[7] *= 50
+    made = make_forecaster(visits)
+    visits.amounts[7] *= 50
+    again = make_forecaster(visits)
+    assert torch.equal(made.most, again.most) and (made.most <= torch.tensor([3, 20, 20])).all()
+    config = MCMConfig(**FEATURES, state_size=8, forecast_window=WINDOW)
+    found = CustomerForecasts(config, again, [WINDOW]).compute(visits, read_as_of(visits))
+    most, expected = again.most[0], found[f"visits_{WINDOW:g}d"].sort().values
+    assert expected[-2] <= most < 1.5 * most < expected[-1] == found[f"visits_{WINDOW:g}d"][7]
+
+
 def distributions(forecaster, visits, day=WINDOW, days=DAYS):
     with torch.no_grad():
         inputs = forecaster.inputs(visits, read_as_of(visits, day), days)

@@ -21,7 +21,8 @@ from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 
 from modeling_mcm.data.collator import LengthGroupedSampler, MCMCollator
-from modeling_mcm.files_mcm import file_digest, write_json
+from modeling_mcm.files_mcm import write_json
+from modeling_mcm.folders import file_digest
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
 
 from ..resuming import FILES, ResumedRun, step_size

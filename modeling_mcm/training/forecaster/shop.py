@@ -15,6 +15,7 @@ from modeling_mcm.forecaster_mcm import LEAST_AMOUNT, VisitForecaster, VisitHist
 
 SHIPPED_WEIGHTS = Path(__file__).resolve().parents[2] / "forecaster.safetensors"
 BACK_TESTS = (0.3, 0.5, 0.75)  # shares of the window after which the shop's own past is tested
+SHARED_BY = 5  # customers who reach what is said to be the most of the shop: it tells nothing of a single one
 BINS = 8  # of the profiles of visits and of first visits over the window
 
 
@@ -67,7 +68,8 @@ def set_shop(forecaster: VisitForecaster, visits: Visits, as_of: torch.Tensor, w
     forecaster.amount_statistics.copy_(amounts)
     sums = history.amounts.sum((0, 1)), history.amounts.clamp(min=0).sum((0, 1))
     forecaster.net.copy_(torch.where(sums[1] > 0, sums[0] / sums[1], 1.0).clamp(min=0))
-    forecaster.most.copy_(torch.cat([history.number.max()[None], history.amounts.flatten(0, 1).amax(0)]))
+    most = history.find_most().sort(dim=0, descending=True).values  # (B, 1 + Q)
+    forecaster.most.copy_(most[min(SHARED_BY, len(most)) - 1])
 
 
 def _test_past(history: VisitHistory, share: float) -> list[torch.Tensor]:

@@ -22,12 +22,13 @@ from torch import Tensor
 from modeling_mcm.data import PreparedData, check_vocabularies
 from modeling_mcm.data.dataset import MANIFEST_FILE
 from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
-from modeling_mcm.files_mcm import file_digest, read_json, write_json
+from modeling_mcm.files_mcm import read_json, write_json
+from modeling_mcm.folders import file_digest
 from modeling_mcm.option import REQUIRED, option
 
 from ..checkpoints import checkpoint_digest
-from ..descent import minimize
-from ..resuming import FINE_TUNING, Facts, command_line, is_finished, output_folder_lock
+from ..fitting import minimize
+from ..resuming import FINE_TUNING, Facts, begin_run, command_line, is_finished, output_folder_lock
 
 FOLDS, MANY = 5, 5_000  # folds of cross-validation; number of examples from which one of them is held out
 LEAST_SHARE = 1e-3  # of a fit, below which it is no part of an average
@@ -196,14 +197,14 @@ def fine_tune(
     }
     output = Path(options.output_dir or f"runs/{kind}")
     with output_folder_lock(output):
-        if is_finished(output, FINE_TUNING, run, is_writer=False):
+        if is_finished(output, FINE_TUNING, run):
             return read_json(output / FINE_TUNING)
         facts = fit(tuned, extractor) | {
             "seed": options.seed,
             "seconds": time.monotonic() - start,
             "command": command_line(),
         }
-        is_finished(output, FINE_TUNING, run)  # not before, so that a refused table leaves nothing
+        begin_run(output, FINE_TUNING, run)  # not before, so that a refused table leaves nothing
         tuned.save_pretrained(output)
         extractor.save_pretrained(output)
         write_json(output / FINE_TUNING, facts)

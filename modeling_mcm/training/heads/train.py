@@ -35,7 +35,7 @@ from modeling_mcm.data.tables import read_table_file
 from modeling_mcm.evaluation.metrics import mean_auc, measure_labels, rank_correlation
 from modeling_mcm.events_mcm import SECONDS_PER_DAY, naming
 from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
-from modeling_mcm.files_mcm import file_digest
+from modeling_mcm.folders import file_digest
 from modeling_mcm.option import option
 from modeling_mcm.predictor_mcm import Predictor
 from modeling_mcm.state_mcm import ROTATED, WHITENED, CustomerState
@@ -262,7 +262,7 @@ def train_to_offers(options: FineTuningOptions, offer_options: OfferOptions) -> 
     data = PreparedData(options.data)
     offers = load_offers(str(offer_options.offers), offer_options.outcomes or None, data.schema.time_zone)
     trained, outcomes = offers.of([TRAIN, VALIDATION]), offers.outcomes
-    trained.check_times(0, offers.of([TEST]))
+    trained.check_before(offers.of([TEST]))
     trained.check_trainable()
 
     def fit(model: MCMForActionRecommendation, extractor: MCMFeatureExtractor) -> Facts:

@@ -101,11 +101,9 @@ class LabelCounts:
         tables = LabelTables(self.size, self.no_targets)
         counts, visits = (values[-1] for values in self.read_parts(without))  # (5, V), ()
         tables.counts.copy_(counts)
-        number = np.bincount(self.attributes.ravel())  # of labels with each value; 0: none
-        rarity = np.log(self.size / number.clip(min=1))[self.attributes] * (self.attributes > 0)  # (V, ATTRIBUTES)
         tables.attributes.copy_(torch.from_numpy(self.attributes))
-        tables.rarity.copy_(torch.from_numpy(rarity))
-        tables.totals.copy_(torch.tensor([visits, self.gap, float(self.has_times), len(number) - 1]))
+        tables.rarity.copy_(torch.from_numpy(measure_rarity(self.attributes)))
+        tables.totals.copy_(torch.tensor([visits, self.gap, float(self.has_times), self.attributes.max(initial=0)]))
         occurrences = counts[0].numpy()  # (V,)
         forwards = csr_array(sum(self.transitions[fold] for fold in folds))  # (V, V)
         both = csr_array(forwards + BACKWARDS * forwards.T)
@@ -170,6 +168,12 @@ def smooth_rates(rates: Tensor) -> Tensor:
     """Weights `(W, W)` of a ridge regression of personal rates on themselves."""
     inverse, strength = invert(rates, RATES_RIDGE)
     return torch.eye(len(rates)) - strength * inverse
+
+
+def measure_rarity(attributes: NDArray) -> NDArray:
+    """`LabelTables.rarity` `(V, A)` of attributes `(V, A)`."""
+    number = np.bincount(attributes.ravel())  # of labels with each value
+    return np.log(len(attributes) / number.clip(min=1))[attributes] * (attributes > 0)
 
 
 def number_attributes(values: Sequence[NDArray], size: int) -> NDArray:

@@ -15,7 +15,7 @@ from handmade_extractor import seconds
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from modeling_mcm.data import load_prepared
-from modeling_mcm.data.offers import OfferReader, Offers, load_actions, load_offers, make_offers
+from modeling_mcm.data.offers import OfferReader, Offers, check_unseen, load_actions, load_offers, make_offers
 from modeling_mcm.evaluation.metrics import weighted_ranking
 from modeling_mcm.evaluation.offers import offer_metrics
 
@@ -126,14 +126,16 @@ def test_offers_that_overlap_the_evaluation_period_are_refused():
     split = ["train", "train", "train", "train", "test"]  # from 1 and 5 March, and from 1 May
     offers = make_offers(OFFERS.assign(split=split), ACTIONS)
     train, test = offers.of(["train"]), offers.of(["test"])
-    train.check_times(seconds("2017-05-01"), test)
-    offers.check_times(seconds("2017-06-01"), offers.of([]))
+    check_unseen(test, seconds("2017-05-01"))
+    train.check_before(test)
+    offers.check_before(offers.of([]))
+    check_unseen(offers.of([]), seconds("2017-06-01"))
     with pytest.raises(ValueError, match="start on 2017-05-01, but the model was pre-trained on events before 2017-0"):
-        train.check_times(seconds("2017-05-02"), test)
+        check_unseen(test, seconds("2017-05-02"))
     with pytest.raises(
         ValueError, match="Group '1 2017-05-01' is trained on and starts on 2017-05-01, when offers to"
     ):
-        offers.check_times(0, test)
+        offers.check_before(test)
 
 
 # ------------------------------------------------------------------------------------------------------------ metrics

@@ -64,8 +64,8 @@ def publish(tiny_model, extractor, tmp_path):
             torch.nn.init.normal_(model.action_head.numbers.weight)  # as if it was trained
         model.save_pretrained(checkpoint)
         extractor.save_pretrained(checkpoint)
-        of_training = "finetuning.json" if offers else "pretraining.json"
-        for name, facts in ((of_training, training), ("evaluation.json", evaluation)):
+        record = "finetuning.json" if offers else "pretraining.json"
+        for name, facts in ((record, training), ("evaluation.json", evaluation)):
             if facts is not None:
                 (checkpoint / name).write_text(json.dumps(facts))
         write_upload_folder(checkpoint, tmp_path / "published")

@@ -8,7 +8,7 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
-from choices import PAPER, TINY, from_data
+from choices import PAPER, STATE, TINY, from_data
 from corner_shop import VALIDATION, find_customer
 from safetensors.torch import load_file
 
@@ -17,7 +17,8 @@ from modeling_mcm.data import load_prepared
 from modeling_mcm.evaluation.cases import read_history
 from modeling_mcm.hub import write_upload_folder
 from modeling_mcm.hub.folder import hide_values, rare_values
-from modeling_mcm.training.scorer.counts import LabelCounts
+from modeling_mcm.training.forecaster.shop import SHARED_BY
+from modeling_mcm.training.scorer.counts import LabelCounts, measure_rarity
 
 LEAST = 5
 
@@ -48,12 +49,16 @@ def extractor(data):
 def checkpoint(rows, extractor, tmp_path, monkeypatch):
     """A checkpoint with the tables of the data set's labels."""
     monkeypatch.setattr("modeling_mcm.hub.folder.LABELS_AT_ONCE", 7)  # in parts
-    choices = TINY | PAPER | {"scorer": True, "values_digest": extractor.values_digest}
+    choices = TINY | PAPER | {"scorer": True, "values_digest": extractor.values_digest, "label_features": ["aisle"]}
+    choices |= STATE
     model = MCMForMultiTaskRecommendation(MCMConfig(**from_data(extractor) | choices))
-    for table, (task, size) in zip(model.scorer.tables, model.config.label_sizes.items(), strict=True):
+    for index, (task, size) in enumerate(model.config.label_sizes.items()):
+        table = model.scorer.tables[index]
         counts = LabelCounts(read_history(rows, task, kind="feature"), size, np.arange(len(rows)) % 5)
         table.load_state_dict(counts.make_tables().state_dict())
-        table.attributes[:] = 3
+        table.attributes[2:, 0] = 1 + torch.arange(2, size) % 3
+        table.rarity.copy_(torch.from_numpy(measure_rarity(table.attributes.numpy())))
+        model.label_values(index)[2:] = 2
     model.save_pretrained(tmp_path / "checkpoint")
     extractor.save_pretrained(tmp_path / "checkpoint")
     return tmp_path / "checkpoint"
@@ -99,38 +104,45 @@ def customers_of_pairs(rows, task, size):
     return has.T @ has
 
 
-def weights_of(folder):
+def read_weights(folder):
     return {name: value for path in folder.glob("*.safetensors") for name, value in load_file(path).items()}
 
 
-@pytest.mark.parametrize("size", ["1GB", "20KB"], ids=["one file", "several files"])
-def test_only_pairs_of_enough_customers_are_published(checkpoint, rows, data, extractor, tmp_path, size):
+@pytest.mark.parametrize("size, least", [("1GB", LEAST), ("20KB", LEAST + 1)], ids=["one file", "several files"])
+def test_only_pairs_of_enough_customers_are_published(checkpoint, rows, data, extractor, tmp_path, size, least):
     if size == "20KB":
         model = MCMForMultiTaskRecommendation.from_pretrained(checkpoint)
         (checkpoint / "model.safetensors").unlink()
         model.save_pretrained(checkpoint, max_shard_size=size)
-    before, number, of_rare = weights_of(checkpoint), 0, []
-    exposure = write_upload_folder(checkpoint, tmp_path / "out", data, LEAST)
-    after = weights_of(tmp_path / "out")
+    before, number, rare_pairs = read_weights(checkpoint), 0, 0
+    exposure = write_upload_folder(checkpoint, tmp_path / "out", data, least)
+    after, same = read_weights(tmp_path / "out"), {*before}
     for place, task in enumerate(extractor.tasks):
-        (old_ids, old, counts, known), (ids, new, left, told) = (
-            [weights[f"scorer.tables.{place}.{name}"] for name in ("neighbours", "weights", "counts", "attributes")]
-            for weights in (before, after)
-        )
+        kinds = "neighbours", "weights", "counts", "attributes", "rarity"
+        names = [*(f"scorer.tables.{place}.{kind}" for kind in kinds), f"label_values_{place}"]
+        old_ids, old, counts, known, _, values = (before[name] for name in names)
+        ids, new, left, told, rarity, left_values = (after[name] for name in names)
+        same -= {*names}
         customers = customers_of_pairs(rows, task, old.shape[1])
-        is_kept = customers[torch.arange(len(customers))[:, None], old_ids] >= LEAST
-        for of_list, listed, kept in ((is_kept, old_ids, ids), (is_kept, old, new)):
+        is_kept = customers[torch.arange(len(customers))[:, None], old_ids] >= least
+        for listed, kept in ((old_ids, ids), (old, new)):
             for at in product(*map(range, listed.shape[:2])):  # and no gap tells of a pair
-                hidden = (~of_list[at]).sum().item()
-                assert kept[at].tolist() == listed[at][of_list[at]].tolist() + [0] * hidden
-        gone, is_rare = ~is_kept & (old != 0), customers.diag() < LEAST
+                hidden = (~is_kept[at]).sum().item()
+                assert kept[at].tolist() == listed[at][is_kept[at]].tolist() + [0] * hidden
+        gone, is_rare = ~is_kept & (old != 0), customers.diag() < least
         number += gone.sum().item()
-        of_rare.append((gone & (is_rare[:, None] | is_rare[old_ids])).sum().item())
+        rare_pairs += (gone & (is_rare[:, None] | is_rare[old_ids])).sum().item()
         assert torch.equal(left, counts.masked_fill(is_rare, 0))
-        assert torch.equal(told, known.masked_fill(is_rare[:, None], 0))
-    assert exposure.pairs == number > sum(of_rare) > 0  # two labels that many have may be a pair of one customer
-    others = [name for name in before if "scorer.tables" not in name or "totals" in name]
-    assert set(before) == set(after) and all(torch.equal(before[name], after[name]) for name in others)
+        for shown, whole in ((told, known), (left_values, values)):
+            assert torch.equal(shown, whole.masked_fill(is_rare[:, None], 0))
+        shared = [(told[:, 0] == value).sum() for value in told[:, 0].clamp(min=1)]  # as if the rare ones were not
+        expected = torch.tensor([len(told) / number for number in shared]).log() * (told[:, 0] > 0)
+        assert rarity[:, 0].numpy() == pytest.approx(expected.numpy()) and not rarity[:, 1:].any()
+    assert exposure.pairs == number > rare_pairs > 0  # two labels that many have may be a pair of one customer
+    if least > SHARED_BY:  # nobody reaches it
+        assert (after["model.forecaster.most"] > before["model.forecaster.most"]).all()
+        same -= {"model.forecaster.most"}
+    assert set(before) == set(after) and all(torch.equal(before[name], after[name]) for name in same)
 
 
 def test_the_script_says_how_many_pairs_it_hid(checkpoint, data, tmp_path, command):

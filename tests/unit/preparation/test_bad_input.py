@@ -189,7 +189,7 @@ def test_bad_profile_is_refused(tmp_path):
 
 def test_what_a_lost_worker_left_is_not_in_the_data_set(tmp_path, monkeypatch):
     def after_another(table, path):
-        path.with_name(f".{path.name}.7.partial").touch()
+        path.with_name(f".{path.name}.0123456789ab.partial").mkdir()
         return write_shard(table, path)
 
     monkeypatch.setattr(sys.modules[prepare.__module__], "write_shard", after_another)
