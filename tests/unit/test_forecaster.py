@@ -236,6 +236,37 @@ def test_what_is_told():
         assert (horizons.diff(dim=0) >= 0).all() and (horizons[0] > 0).all()
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_nothing_falls_with_the_horizon_whichever_others_are_asked(seed):
+    """Means, ends of intervals and probabilities, of customers of a synthetic shop; most falls are close to twice the
+    window, where a fall is of several visits."""
+    draw, shop = np.random.default_rng(seed), draw_shop(np.random.default_rng(seed))
+    window = float(draw.choice([45, 180, 270, 700]))
+    known, rows = np.unique(shop.customers[shop.times < shop.window], return_inverse=True)
+    past, chosen = shop.times < shop.window, rows < 200
+    amounts = np.stack([shop.amounts[past]] * 2, 1)[chosen]
+    visits = pad_visits(rows[chosen], shop.times[past][chosen] * window / shop.window, amounts, min(len(known), 200))
+    config = MCMConfig(forecast_window=window, forecast_days=[7, 30, 90], **FEATURES)
+    forecaster, as_of = make_forecaster(visits, window), read_as_of(visits, window * 1.2)
+    days = sorted({*(2 * window * draw.random(6)).tolist(), 7.0, 0.9 * 2 * window, 0.95 * 2 * window, 2 * window})
+
+    def ask(days):
+        with torch.no_grad():
+            return CustomerForecasts(config, forecaster, days).compute(visits, as_of)
+
+    together, before = ask(days), {}
+    for day in days:
+        of_day = f"_{day:g}d"
+        for name, values in ask([day]).items():
+            if of_day not in name:
+                continue
+            torch.testing.assert_close(values, together[name], rtol=1e-5, atol=1e-6)
+            quantity = name.replace(of_day, "")
+            assert (values >= before.get(quantity, values) * (1 - 1e-5) - 1e-6).all(), name
+            before[quantity] = values
+    assert (together["alive_probability"] >= before["visit_probability"] - 1e-6).all()
+
+
 def test_horizons_beyond_twice_the_window_are_not_told():
     model = make_model(forecast_days=[7, 400, 401])
     assert model.customer_forecasts.days == [7, 400]
