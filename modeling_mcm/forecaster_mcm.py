@@ -34,10 +34,12 @@ POINTS = 128  # points on which the distribution of the number of visits is comp
 VISIT_HIDDEN, AMOUNT_HIDDEN = 104, 60
 LEAST_AMOUNT = 0.02  # added to amounts, in means of a visit, before the logarithm
 LEAST_TIME = 1e-3  # a thousandth of the window
-# Horizons in days, up to which forecasts are made to rise; each is about a third later than the one before. Between two
-# of them forecasts rise in `STEPS` equal steps
+# Horizons in days at which forecasts are made to rise; each is about a third later than the one before. Between two of
+# them, forecasts rise in `STEPS` equal steps
 EDGES = (1.0, 2.0, 3.0, 5.0, 7.0, 10.0, 14.0, 21.0, 30.0, 45.0, 60.0, 90.0, 135.0, 180.0, 270.0, 365.0)
 STEPS = 9
+# Silences of a customer whose next visit is overdue, as multiples of the longest gap that is usual
+OVERDUE = (1.0, 2.0, 4.0)
 
 
 class MissingForecastsError(ValueError):
@@ -347,6 +349,29 @@ class VisitForecaster(Exact):
         log_mean = log_expected - comes - log_std.square() / 2 + shift
         return AmountDistribution(log_expected, log_mean, log_std, comes)
 
+    def limit_by_silence(self, visits: Visits, as_of: Tensor, days: Sequence[float]) -> tuple[Tensor, Tensor]:
+        """What is expected at most of customers who have been silent for long: the number of visits, and the
+        probability of one, both `(B, D)`, infinite where the next visit is not overdue.
+
+        They are the least of what was expected at `OVERDUE`, while the customer's visits were in the window. Later
+        they leave it, and the network reads a customer with one old visit: in a small shop whose customers all come
+        often it never learned of such a one, and would expect nearly what the average customer does.
+        """
+        is_known = visits.is_visit & (visits.times <= as_of[:, None])
+        latest = torch.where(is_known, visits.times, -math.inf).amax(1)
+        latest = torch.where(is_known.any(1), latest, as_of.float())
+        history = select_visits(visits, latest, self.window)
+        due = history.longest_gap.maximum(1 / smooth_rate(history, self.mean_rate))
+        silences = (due[:, None] * due.new_tensor(OVERDUE)).clamp(max=0.999) * self.window  # (B, S)
+        row, place = (silences < (as_of - latest)[:, None]).nonzero(as_tuple=True)
+        limits = due.new_full((2, *silences.shape, len(days)), math.inf)  # (2, B, S, D)
+        overdue = Visits(*(value[row] for value in visits))
+        inputs = self.inputs(overdue, latest[row] + silences[row, place], days)
+        distribution = self.distribution(inputs)
+        limits[:, row, place] = torch.stack([distribution.expected, -torch.expm1(distribution.log_none)])
+        visits_limit, comes_limit = limits.amin(2)
+        return visits_limit, comes_limit
+
 
 class AmountDistribution(NamedTuple):
     """Parameters of a sum of amounts, which is 0 without a visit and lognormal with one. All of shape `(...)`."""
@@ -439,12 +464,14 @@ class CustomerForecasts:
         inputs = self.forecaster.inputs(visits, as_of, times)
         distribution = self.forecaster.distribution(inputs)
         amounts = self.forecaster.amounts(inputs, distribution)
-        comes = rise(-torch.expm1(distribution.log_none), times, edges)  # (B, T)
+        most_visits, most_comes = self.forecaster.limit_by_silence(visits, as_of, times)
+        comes = rise((-torch.expm1(distribution.log_none)).minimum(most_comes), times, edges)  # (B, T)
         scales = torch.cat([comes.new_ones(1), self.forecaster.amount_statistics[:, 0] * self.forecaster.net])
         means = torch.cat([distribution.expected[..., None], amounts.log_expected.exp()], -1) * scales  # (B, T, 1 + Q)
+        limited = means * (most_visits / distribution.expected).clamp(max=1)[..., None]
         most, windows = self.forecaster.most, (means.new_tensor(times) / self.forecaster.window).clamp(min=1)
-        number = means[..., :1].minimum(windows[:, None] * most[0])
-        expected = rise(torch.cat([number, means[..., 1:].minimum(number * most[1:])], -1), times, edges)
+        number = limited[..., :1].minimum(windows[:, None] * most[0])
+        expected = rise(torch.cat([number, limited[..., 1:].minimum(number * most[1:])], -1), times, edges)
         expected[..., 1] = expected[..., 1].maximum(expected[..., 0])  # a visit has at least one event
         moved = (expected / means.clamp(min=1e-9)).log()
         # Intervals take most of the time: they are computed up to the first edge that no horizon is beyond
