@@ -46,11 +46,11 @@ from modeling_mcm.evaluation.comparison import (
 )
 from modeling_mcm.evaluation.metrics import measure
 from modeling_mcm.evaluation.offers import offer_metrics, score_offers
+from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
 from modeling_mcm.files_mcm import write_json
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
 from modeling_mcm.option import REQUIRED, option
 from modeling_mcm.predictor_mcm import Predictor
-from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
 from modeling_mcm.training.checkpoints import open_checkpoint
 from modeling_mcm.training.memory import keep_freed_memory
 

@@ -26,10 +26,10 @@ from transformers.utils.logging import tqdm
 from modeling_mcm.configuration_mcm import MCMConfig
 from modeling_mcm.data import PreparedData
 from modeling_mcm.data.collator import MCMCollator, PreparedRows, batches_by_length, map_on_cores
+from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
 from modeling_mcm.files_mcm import atomic_write, write_text
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
 from modeling_mcm.predictor_mcm import Predictor
-from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
 from modeling_mcm.scorer_mcm import HORIZON_DAYS
 
 from .baselines import LightGBMRanker, MostPopular, NearestCustomers, Transitions, VisitFrequency

@@ -20,10 +20,10 @@ from modeling_mcm.data.cases import find_targets, to_batch
 from modeling_mcm.data.collator import batches_by_length
 from modeling_mcm.data.dataset import CUSTOMER
 from modeling_mcm.events_mcm import EPOCH, SECONDS_PER_DAY, run_starts
+from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
 from modeling_mcm.forecaster_mcm import MissingForecastsError
 from modeling_mcm.inputs_mcm import Customers
 from modeling_mcm.predictor_mcm import Predictor
-from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
 
 logger = logging.get_logger(__name__)
 MOST_PAST = 12  # times of the past that are tried
@@ -120,7 +120,7 @@ def total_of_rows(
     if quantity not in forecasts.quantities:
         raise ValueError(f"No forecasts of {quantity!r}: this checkpoint has those of {forecasts.quantities}.")
     batch = Customers.of(rows)
-    row, times, step = batch.row, batch.column("times"), days * SECONDS_PER_DAY
+    row, visits, times, step = batch.row, batch.column("visits"), batch.column("times"), days * SECONDS_PER_DAY
     first, latest = times[batch.starts], int(times.max())
     starts = [end - step * number for number in range(1, MOST_PAST + 1)]
     starts = [start for start in starts if cutoff <= start < latest]
@@ -132,12 +132,13 @@ def total_of_rows(
         )
     predictor = Predictor(model, extractor)
     is_target = find_targets(batch, extractor.tasks, extractor.token_type_feature)
-    if quantity in ("visits", "events"):
-        amounts = is_target.copy()
-        if quantity == "visits":  # a visit begins with its first target event
-            amounts[is_target] = run_starts(row[is_target], batch.column("visits")[is_target])
-    else:
-        amounts = batch.column(f"value_{quantity}")
+    # As the forecaster reads visits: one counts if it has a target event, as a whole, at the time of the first one
+    targets = np.flatnonzero(is_target)
+    begins = targets[run_starts(row[targets], visits[targets])]
+    visit = np.cumsum(run_starts(row, visits)) - 1  # (events,)
+    values = is_target if quantity in ("visits", "events") else batch.column(f"value_{quantity}")
+    amounts = np.zeros(len(times))
+    amounts[begins] = 1.0 if quantity == "visits" else np.bincount(visit, values)[visit[begins]]
 
     def expect(as_of: int) -> float:
         """Sum of the forecast at a time over the customers with an event until then."""

@@ -5,6 +5,7 @@
 import numpy as np
 import pytest
 import torch
+from other_device import other_device
 from run_pretrain_forecaster import compute_losses, draw_examples, pad_visits
 from synthetic_shops import draw_shop
 
@@ -190,6 +191,15 @@ def make_inputs():
         "event_values": values,
         "as_of": torch.tensor([100.0, 50.0]),
     }
+
+
+def test_forecasts_on_another_device_are_those_of_the_cpu():
+    model, inputs = make_model(), make_inputs()
+    expected = model(**inputs, forecast_days=[7, 100]).forecasts
+    with other_device() as device:
+        moved = {name: value.to(device) for name, value in inputs.items()}
+        told = model.to(device)(**moved, forecast_days=[7, 100]).forecasts
+        torch.testing.assert_close({name: value.cpu() for name, value in told.items()}, expected)
 
 
 def test_visits_with_targets_are_read():

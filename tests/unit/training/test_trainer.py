@@ -8,8 +8,8 @@ import torch
 
 from modeling_mcm.data import load_prepared
 from modeling_mcm.data.collator import MCMCollator, PreparedRows
-from modeling_mcm.training.options import PretrainingArguments
 from modeling_mcm.training.encoder.trainer import FAST_FACTOR, FAST_PARAMETERS, MCMTrainer, WeightAverage
+from modeling_mcm.training.options import PretrainingArguments
 
 
 def test_the_average_follows_the_weights():
@@ -53,3 +53,5 @@ def test_scalars_learn_faster_and_losses_are_those_of_the_tasks(tiny_model, extr
     del model.probe
     trainer.compute_loss(model.train(), next(iter(trainer.get_train_dataloader())))
     assert set(trainer.task_losses) == {*tasks}
+    with pytest.raises(ValueError, match="eval_dataset"):
+        trainer.evaluate(trainer.train_dataset)
