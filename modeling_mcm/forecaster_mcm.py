@@ -390,11 +390,11 @@ class AmountDistribution(NamedTuple):
             rest = 1 - level / 100
             from_none = none > rest / 2
             shares += [torch.where(from_none, 0.0, rest / 2), torch.where(from_none, 1 - rest, 1 - rest / 2)]
-        of_visitors = (torch.stack(shares, -1) - none[..., None]) / (1 - none).clamp(min=1e-6)[..., None]
-        of_visitors = of_visitors.clamp(0, 1 - 1e-6)
-        deviations = torch.special.ndtri(of_visitors.clamp(5e-7, 1 - 5e-7))
+        visitor_shares = (torch.stack(shares, -1) - none[..., None]) / (1 - none).clamp(min=1e-6)[..., None]
+        visitor_shares = visitor_shares.clamp(0, 1 - 1e-6)
+        deviations = torch.special.ndtri(visitor_shares.clamp(5e-7, 1 - 5e-7))
         log = self.log_mean[..., None] + self.log_std[..., None] * deviations
-        return torch.where(of_visitors > 0, log.clamp(max=40).exp(), 0.0)
+        return torch.where(visitor_shares > 0, log.clamp(max=40).exp(), 0.0)
 
 
 class CustomerForecasts:

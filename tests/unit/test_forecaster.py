@@ -266,12 +266,12 @@ def test_nothing_falls_with_the_horizon_whichever_others_are_asked(seed):
 
     together, before = ask(days), {}
     for day in days:
-        of_day = f"_{day:g}d"
+        suffix = f"_{day:g}d"
         for name, values in ask([day]).items():
-            if of_day not in name:
+            if suffix not in name:
                 continue
             torch.testing.assert_close(values, together[name], rtol=1e-5, atol=1e-6)
-            quantity = name.replace(of_day, "")
+            quantity = name.replace(suffix, "")
             assert (values >= before.get(quantity, values) * (1 - 1e-5) - 1e-6).all(), name
             before[quantity] = values
     assert (together["alive_probability"] >= before["visit_probability"] - 1e-6).all()
