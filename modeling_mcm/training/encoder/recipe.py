@@ -79,7 +79,8 @@ def recipe_for(measures: Mapping[str, int], labels: int, features: Sequence[str]
     visit_targets = targets / measures["visits"]
     one_visit = measures["one_visit"] / customers
     reason = (
-        f"A visit has {visit_targets:.1f} events to predict, {one_visit:.0%} of the customers have one visit, and labels "
+        f"A visit has {visit_targets:.1f} events to predict, {one_visit:.0%} of the customers have one visit, and "
+        "labels "
     )
     reason += "come again: " if repeats else "do not come again: "
     large = LARGE_BY_EVENT
