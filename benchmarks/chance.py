@@ -48,8 +48,8 @@ def measure(log: Log, data: PreparedData, runs: Path) -> dict[str, object] | Non
     sums = sum(count(data, folder, log.tasks) for folder in folders)
     rows = [
         {"task": task, "labels": int(number / len(folders)), "chance": chance / number, "came": came / number}
-        for task, of_task in zip(log.tasks, sums, strict=True)
-        for number, chance, came in of_task.T
+        for task, task_sums in zip(log.tasks, sums, strict=True)
+        for number, chance, came in task_sums.T
         if number
     ]
     return {"log": log.name, "rows": rows}

@@ -107,11 +107,11 @@ def read_inputs(
         blocks.append(csr_array((np.ones(known.sum()), (rows[known], ids[known])), (len(counts), len(values))))
         sequences[rows[late], place[late], index] = np.where(ids < 0, 0, first + ids)[late]
         first += len(values)
-    of_labels = components(events, schema.customer, SETTINGS.get(schema.name, (tasks,))[0]).loc[counts.index]
+    label_components = components(events, schema.customer, SETTINGS.get(schema.name, (tasks,))[0]).loc[counts.index]
     return {
         COUNTS: counts.to_numpy(),
         SPARSE: hstack(blocks).tocsr(),
-        TREES: np.concatenate([counts, of_labels], 1),
+        TREES: np.concatenate([counts, label_components], 1),
         RECURRENT: sequences,
     }
 
@@ -160,7 +160,7 @@ def compare(
             chances[:, known] = found
             weights = np.ones((1, len(others)))
             aucs[method] += metric(classes[others], chances, np.arange(chances.shape[1]), weights).tolist()
-    return {method: float(np.mean(of_halves)) for method, of_halves in aucs.items()}
+    return {method: float(np.mean(half_aucs)) for method, half_aucs in aucs.items()}
 
 
 def measure(log: Log, data: PreparedData, runs: Path) -> dict[str, Any] | None:
@@ -181,9 +181,9 @@ def measure(log: Log, data: PreparedData, runs: Path) -> dict[str, Any] | None:
         if len(values) < 2:
             continue
         model = CustomerModel.load(folder, events[events[schema.customer].isin(ids)])
-        of_known = {method: table[known] for method, table in inputs.items()}
+        known_inputs = {method: table[known] for method, table in inputs.items()}
         for size in (*(size for size in SIZES if size < len(ids) / 2), len(ids)):  # the last is all of a half
-            found = compare(model, cutoff, ids, classes, of_known, size)
+            found = compare(model, cutoff, ids, classes, known_inputs, size)
             rows.append({"label": name, "customers": len(ids), "learned from": min(size, len(ids) // 2)} | found)
             print(log.name, rows[-1], flush=True)
     return {"log": log.name, "rows": rows}

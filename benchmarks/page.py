@@ -190,7 +190,7 @@ def differences(runs: Runs, methods: list[str]) -> tuple[Table, str]:
     table = [["log, task, question", "best other", f"{WITH} less it", f"{WITHOUT} less it", "what the encoder adds"]]
     lows = []
     for row in asked(runs):
-        found = {name: of_method for name in methods if (of_method := values(runs, row, name)) is not None}
+        found = {name: method_values for name in methods if (method_values := values(runs, row, name)) is not None}
         others = [name for name in found if name not in (WITH, WITHOUT, BEST)]
         others.sort(key=lambda name: -float(np.nanmean(found[name])))
         best = next(iter(others), "")

@@ -71,10 +71,10 @@ def make_counts(events: pd.DataFrame, schema: EventSchema, cutoff: pd.Timestamp)
                 found |= {f"{spec.name} {half_life}": amounts.sum(), f"mean {spec.name} {half_life}": amounts.mean()}
             elif spec.kind == "categorical" and events[spec.column].nunique() < COARSE:
                 counts = weight.groupby([events[spec.column], events[customer]]).sum().unstack(0, fill_value=0)
-                for value, of_value in counts.items():
-                    found[f"{spec.name} {value} {half_life}"] = of_value
+                for value, value_counts in counts.items():
+                    found[f"{spec.name} {value} {half_life}"] = value_counts
                     if spec.column == token:
-                        found[f"share {value} {half_life}"] = of_value / counts.sum(1)
+                        found[f"share {value} {half_life}"] = value_counts / counts.sum(1)
     return pd.DataFrame(found).fillna(-1)
 
 
@@ -206,7 +206,7 @@ def measure(log: Log, data: PreparedData, runs: Path) -> dict[str, object] | Non
             guesses = [out_of_fold(array[chosen], target, is_class, kind == TREES) for array in arrays]
             values[kind] = np.mean([metric(target, guess, classes, weights) for guess in guesses], axis=0)
         best = max(YARDSTICKS, key=lambda kind: values[kind][0])
-        row = {kind: summary(of_kind) for kind, of_kind in values.items()}
+        row = {kind: summary(kind_values) for kind, kind_values in values.items()}
         row["state over the best yardstick"] = summary(values["state"] - values[best])
         rows.append({"target": name, "customers": len(target)} | row)
     sizes = {name: arrays[0].shape[1] for name, arrays in inputs.items()}

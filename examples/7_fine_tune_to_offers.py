@@ -14,7 +14,7 @@ from modeling_mcm.data import PreparedData
 from modeling_mcm.data.offers import TEST, OfferReader, load_offers
 from modeling_mcm.evaluation.offers import offer_metrics, score_offers
 from modeling_mcm.training.heads.finetuning import FineTuningOptions
-from modeling_mcm.training.heads.train import OfferOptions, train_to_offers
+from modeling_mcm.training.heads.offers import OfferOptions, train_to_offers
 
 
 def main(checkpoint, data, offers_folder, folder):

@@ -18,7 +18,7 @@ from modeling_mcm import MCMFeatureExtractor, MCMForCustomerPrediction
 from modeling_mcm.data import load_prepared
 from modeling_mcm.data.labels import LabelledCustomers, make_labels
 from modeling_mcm.evaluation.metrics import measure_labels
-from modeling_mcm.training.heads.train import fit_head, predict, read_inputs
+from modeling_mcm.training.heads.customer import fit_head, predict, read_inputs
 
 
 def tables(raw, as_of, days=30):

@@ -113,9 +113,9 @@ def find_matches(events: NDArray, rows: NDArray, token: int) -> NDArray:
         same_kind = np.flatnonzero(known & (present == kind).all(1))
         both = np.concatenate([events, rows[same_kind]])[:, kind]
         codes = np.unique(both, axis=0, return_inverse=True)[1].reshape(-1)
-        of_events, of_rows = codes[: len(events)], codes[len(events) :]
-        order = np.argsort(of_rows, kind="stable")
-        first, last = (np.searchsorted(of_rows[order], of_events, side) for side in ("left", "right"))
+        event_codes, row_codes = codes[: len(events)], codes[len(events) :]
+        order = np.argsort(row_codes, kind="stable")
+        first, last = (np.searchsorted(row_codes[order], event_codes, side) for side in ("left", "right"))
         event, place = number_groups(last - first, first)
         matches.append(np.stack([event, same_kind[order[place]]]))
     return np.concatenate(matches, 1)

@@ -6,7 +6,7 @@ An action is an event that has not happened yet. The head is a linear model of t
 the offers, of numbers of the customer and the action (MCM's own scores of the action's labels, and counts of the
 customer's events that did what the action asks for or share a label with it, see [`number_names`]), and of the
 action's labels themselves. So it scores an action that no training offer had. It is fitted at once
-(`modeling_mcm.training.heads.train`).
+(`modeling_mcm.training.heads.offers`).
 
 Shapes: B customers, L events, J features, T tasks; A actions of the batch, R action rows (an action that covers
 several kinds of events has one row for each kind), M matches (events that did what an action asks for), X numbers of

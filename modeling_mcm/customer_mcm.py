@@ -76,7 +76,7 @@ class PredictionHead(Exact):
     The kind of label is set in the config by transformers' own fields: `num_labels`, `id2label` and `problem_type`,
     which is `"single_label_classification"` or `"regression"` and follows from `num_labels` by default. The checkpoint
     contains the whole [`MCMModel`], so that it still embeds customers; the head alone is fitted
-    (`modeling_mcm.training.heads.train`).
+    (`modeling_mcm.training.heads.customer`).
     """
 )
 class MCMForCustomerPrediction(MCMPreTrainedModel):
@@ -144,7 +144,6 @@ class MCMForCustomerPrediction(MCMPreTrainedModel):
         as_of: Tensor | None = None,
         label_columns: Tensor | None = None,
         labels: Tensor | None = None,
-        **kwargs,
     ) -> MCMPredictionOutput:
         r"""
         input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length, num_features)`):

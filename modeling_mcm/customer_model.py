@@ -295,8 +295,8 @@ class CustomerModel:
         Raises:
             ValueError: If the table does not fit the log. The message names the customer, the column or the value.
         """
+        from .training.heads.customer import LabelOptions, train_to_labels
         from .training.heads.finetuning import FineTuningOptions
-        from .training.heads.train import LabelOptions, train_to_labels
 
         with tempfile.TemporaryDirectory() as temporary:
             model, data, file, tuned = (
@@ -394,7 +394,7 @@ class CustomerModel:
     def _evaluate_labels(self, folder: str, labels: object, label: str | None) -> pd.DataFrame:
         from .data.labels import CLASSES, NUMBER, LabelledCustomers, make_labels
         from .evaluation.metrics import measure_labels
-        from .training.heads.train import predict, read_inputs
+        from .training.heads.customer import predict, read_inputs
 
         if labels is None:
             raise ValueError("`labels` is missing: give a table of customer, `as_of` and label.")

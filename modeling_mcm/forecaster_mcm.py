@@ -11,6 +11,7 @@ Shapes: B customers, P places for visits, Q amounts (events and summed features)
 """
 
 import math
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from numbers import Real
 from typing import NamedTuple
@@ -33,8 +34,12 @@ POINTS = 128  # points on which the distribution of the number of visits is comp
 VISIT_HIDDEN, AMOUNT_HIDDEN = 104, 60
 LEAST_AMOUNT = 0.02  # added to amounts, in means of a visit, before the logarithm
 LEAST_TIME = 1e-3  # a thousandth of the window
-# Ends of the intervals in which forecasts are made to rise, in days; each is about a third later than the one before
+# Horizons in days at which forecasts are made to rise; each is about a third later than the one before. Between two of
+# them, forecasts rise in `STEPS` equal steps
 EDGES = (1.0, 2.0, 3.0, 5.0, 7.0, 10.0, 14.0, 21.0, 30.0, 45.0, 60.0, 90.0, 135.0, 180.0, 270.0, 365.0)
+STEPS = 9
+# Silences of a customer whose next visit is overdue, as multiples of the longest gap that is usual
+OVERDUE = (1.0, 2.0, 4.0)
 
 
 class MissingForecastsError(ValueError):
@@ -76,10 +81,14 @@ class Distribution(NamedTuple):
         return torch.where(number == 0, torch.logaddexp(F.logsigmoid(self.never), some), some)
 
     @property
+    def log_none(self) -> Tensor:
+        """Logarithm of the probability of no visit."""
+        return self.log_probability(torch.zeros_like(self.log_mean)).clamp(max=-1e-7)
+
+    @property
     def log_comes(self) -> Tensor:
         """Logarithm of the probability of a visit."""
-        none = self.log_probability(torch.zeros_like(self.log_mean)).clamp(max=-1e-7)
-        return torch.log(-torch.expm1(none))
+        return torch.log(-torch.expm1(self.log_none))
 
     def quantiles(self) -> Tensor:
         """The median, and the lowest and highest number of each of `LEVELS`, of shape `(..., 1 + 2 levels)`.
@@ -344,6 +353,29 @@ class VisitForecaster(Exact):
         log_mean = log_expected - comes - log_std.square() / 2 + shift
         return AmountDistribution(log_expected, log_mean, log_std, comes)
 
+    def limit_by_silence(self, visits: Visits, as_of: Tensor, days: Sequence[float]) -> tuple[Tensor, Tensor]:
+        """What is expected at most of customers who have been silent for long: the number of visits, and the
+        probability of one, both `(B, D)`, infinite where the next visit is not overdue.
+
+        They are the least of what was expected at `OVERDUE`, while the customer's visits were in the window. Later
+        they leave it, and the network reads a customer with one old visit: in a small shop whose customers all come
+        often it never learned of such a one, and would expect nearly what the average customer does.
+        """
+        is_known = visits.is_visit & (visits.times <= as_of[:, None])
+        latest = torch.where(is_known, visits.times, -math.inf).amax(1)
+        latest = torch.where(is_known.any(1), latest, as_of.float())
+        history = select_visits(visits, latest, self.window)
+        due = history.longest_gap.maximum(1 / smooth_rate(history, self.mean_rate))
+        silences = (due[:, None] * due.new_tensor(OVERDUE)).clamp(max=0.999) * self.window  # (B, S)
+        row, place = (silences < (as_of - latest)[:, None]).nonzero(as_tuple=True)
+        limits = due.new_full((2, *silences.shape, len(days)), math.inf)  # (2, B, S, D)
+        overdue = Visits(*(value[row] for value in visits))
+        inputs = self.inputs(overdue, latest[row] + silences[row, place], days)
+        distribution = self.distribution(inputs)
+        limits[:, row, place] = torch.stack([distribution.expected, -torch.expm1(distribution.log_none)])
+        visits_limit, comes_limit = limits.amin(2)
+        return visits_limit, comes_limit
+
 
 class AmountDistribution(NamedTuple):
     """Parameters of a sum of amounts, which is 0 without a visit and lognormal with one. All of shape `(...)`."""
@@ -362,20 +394,20 @@ class AmountDistribution(NamedTuple):
             rest = 1 - level / 100
             from_none = none > rest / 2
             shares += [torch.where(from_none, 0.0, rest / 2), torch.where(from_none, 1 - rest, 1 - rest / 2)]
-        of_visitors = (torch.stack(shares, -1) - none[..., None]) / (1 - none).clamp(min=1e-6)[..., None]
-        of_visitors = of_visitors.clamp(0, 1 - 1e-6)
-        deviations = torch.special.ndtri(of_visitors.clamp(5e-7, 1 - 5e-7))
+        visitor_shares = (torch.stack(shares, -1) - none[..., None]) / (1 - none).clamp(min=1e-6)[..., None]
+        visitor_shares = visitor_shares.clamp(0, 1 - 1e-6)
+        deviations = torch.special.ndtri(visitor_shares.clamp(5e-7, 1 - 5e-7))
         log = self.log_mean[..., None] + self.log_std[..., None] * deviations
-        return torch.where(of_visitors > 0, log.clamp(max=40).exp(), 0.0)
+        return torch.where(visitor_shares > 0, log.clamp(max=40).exp(), 0.0)
 
 
 class CustomerForecasts:
     """All forecasts of a checkpoint for some horizons.
 
-    What is expected up to a horizon is at least what is expected up to an earlier one; so is the probability of a
-    visit. Both are therefore computed at the same ends of intervals, whichever horizons are asked for. No customer is
-    expected to come more often, in a time as long as the window, than the customer or several others of the shop did,
-    nor to spend more in a visit.
+    No forecast falls with the horizon: neither a mean, nor an end of an interval, nor the probability of a visit. All
+    are therefore computed at the same times, whichever horizons are asked for, made to rise over these, and
+    interpolated between them. No customer is expected to come more often, in a time as long as the window, than the
+    customer or several others of the shop did, nor to spend more in a visit.
 
     Args:
         config ([`MCMConfig`]): The checkpoint's config.
@@ -431,33 +463,68 @@ class CustomerForecasts:
         """
         if self.forecaster is None or not self.days:
             return {}
-        days = [*self.usual, *self.days]
-        edges = sorted({*(edge for edge in EDGES if edge < max(days)), *days})  # up to the last day
-        times = sorted({*edges, self.longest})
+        edges, inner = self.horizons()
+        times = sorted({*edges, *inner})
         inputs = self.forecaster.inputs(visits, as_of, times)
         distribution = self.forecaster.distribution(inputs)
-        absent = (1 - distribution.log_comes.exp()).cummin(1)[0]  # (B, times)
-        of_amounts = self.forecaster.amounts(inputs, distribution)
-        scales = torch.cat([absent.new_ones(1), self.forecaster.amount_statistics[:, 0] * self.forecaster.net])
-        means = torch.cat([distribution.expected[..., None], of_amounts.log_expected.exp()], -1) * scales
-        windows = (means.new_tensor(times) / self.forecaster.window).clamp(min=1)[:, None]  # (times, 1)
+        amounts = self.forecaster.amounts(inputs, distribution)
+        most_visits, most_comes = self.forecaster.limit_by_silence(visits, as_of, times)
+        comes = rise((-torch.expm1(distribution.log_none)).minimum(most_comes), times, edges)  # (B, T)
+        scales = torch.cat([comes.new_ones(1), self.forecaster.amount_statistics[:, 0] * self.forecaster.net])
+        means = torch.cat([distribution.expected[..., None], amounts.log_expected.exp()], -1) * scales  # (B, T, 1 + Q)
+        limited = means * (most_visits / distribution.expected).clamp(max=1)[..., None]
         own = select_visits(visits, as_of.float(), self.forecaster.window).find_most()
         most = self.forecaster.most.maximum(own)[:, None]  # (B, 1, 1 + Q)
-        number = means[..., :1].minimum(windows * most[..., :1])  # (B, times, 1)
-        expected = torch.cat([number, means[..., 1:].minimum(number * most[..., 1:])], -1).cummax(1)[0]
+        windows = (means.new_tensor(times) / self.forecaster.window).clamp(min=1)[:, None]  # (T, 1)
+        number = limited[..., :1].minimum(windows * most[..., :1])  # (B, T, 1)
+        expected = rise(torch.cat([number, limited[..., 1:].minimum(number * most[..., 1:])], -1), times, edges)
         expected[..., 1] = expected[..., 1].maximum(expected[..., 0])  # a visit has at least one event
-        chosen = [times.index(day) for day in self.days]
-        expected, means = expected[:, chosen], means[:, chosen]  # (B, D, Q + 1)
         moved = (expected / means.clamp(min=1e-9)).log()
-        distribution = Distribution(*(value[:, chosen] for value in distribution))
-        distribution = distribution._replace(log_mean=distribution.log_mean + moved[..., 0])
-        of_amounts = AmountDistribution(*(value[:, chosen] for value in of_amounts))
-        of_amounts = of_amounts._replace(log_mean=of_amounts.log_mean + moved[..., 1:])
-        quantiles = torch.cat([distribution.quantiles()[:, :, None], of_amounts.quantiles()], 2) * scales[:, None]
-        of_days = torch.cat([expected[..., None], quantiles], -1).flatten(2)
-        of_days = torch.cat([of_days, 1 - absent[:, chosen, None]], -1)  # (B, D, names of a day)
-        columns = [*of_days.flatten(1).unbind(1), median_days(absent[:, : len(edges)], edges), 1 - absent[:, -1]]
-        return dict(zip(self.names(), columns, strict=True))
+        # Intervals take most of the time: they are computed up to the first edge that no horizon is beyond
+        end = times.index(edges[bisect_left(edges, self.days[-1])]) + 1
+        distribution = Distribution(*(value[:, :end] for value in distribution))
+        distribution = distribution._replace(log_mean=distribution.log_mean + moved[:, :end, 0])
+        amounts = AmountDistribution(*(value[:, :end] for value in amounts))
+        amounts = amounts._replace(log_mean=amounts.log_mean + moved[:, :end, 1:])
+        quantiles = torch.cat([distribution.quantiles()[:, :, None], amounts.quantiles()], 2) * scales[:, None]
+        known = torch.cat([expected[:, :end, :, None], rise(quantiles, times[:end], edges)], -1)  # (B, T, 1 + Q, N)
+        known = interpolate(known, times, self.days)
+        known[:, :, 0, 1:] = known[:, :, 0, 1:].round()  # numbers of visits
+        told = torch.cat([known.flatten(2), interpolate(comes[..., None], times, self.days)], -1)
+        absent = 1 - comes[:, [times.index(edge) for edge in edges]]
+        days_to_visit = median_days(absent, edges).clamp(max=max([*self.usual, *self.days]))
+        return dict(zip(self.names(), [*told.flatten(1).unbind(1), days_to_visit, comes[:, -1]], strict=True))
+
+    def horizons(self) -> tuple[list[float], list[float]]:
+        """The edges between which forecasts rise, the same for all questions; and the steps between the two edges on
+        either side of each horizon that is no edge."""
+        edges = [*EDGES]
+        while edges[-1] < self.longest:
+            edges.append(2 * edges[-2])
+        edges = sorted({*(edge for edge in edges if edge < self.longest), *self.usual, self.longest})
+        inner: list[float] = []
+        for day in sorted({*self.days} - {*edges}):
+            place = bisect_left(edges, day)
+            low, high = edges[place - 1] if place else 0.0, edges[place]
+            inner += [low + (high - low) * step / STEPS for step in range(1, STEPS)]
+        return edges, inner
+
+
+def rise(values: Tensor, times: Sequence[float], edges: Sequence[float]) -> Tensor:
+    """Makes values `(B, T, ...)` of some times, in order, rise: at an edge, to the highest of it and the edges before
+    it; between two edges, to the highest of the times before, but not above the later edge."""
+    at_edges = values[:, [place for place, time in enumerate(times) if time in edges]].cummax(1)[0]
+    limits = at_edges[:, [bisect_left(edges, time) for time in times]]
+    return values.minimum(limits).cummax(1)[0]
+
+
+def interpolate(values: Tensor, times: Sequence[float], days: Sequence[float]) -> Tensor:
+    """Interpolates values `(B, T, ...)` of some times, in order, at some days: `(B, D, ...)`; 0 at the time 0."""
+    values, times = F.pad(values.movedim(1, -1), (1, 0)).movedim(-1, 1), [0.0, *times]
+    ends = [bisect_left(times, day) for day in days]
+    shares = [(day - times[end - 1]) / (times[end] - times[end - 1]) for day, end in zip(days, ends, strict=True)]
+    weights = values.new_tensor(shares).view(-1, *[1] * (values.ndim - 2))
+    return torch.lerp(values[:, [end - 1 for end in ends]], values[:, ends], weights)
 
 
 def median_days(absent: Tensor, ends: Sequence[float]) -> Tensor:

@@ -66,12 +66,12 @@ def make_examples(seed: int, index: int) -> list[NDArray]:
             break
     forecaster = VisitForecaster()
     order = rng.permutation(len(known))
-    of_statistics = np.sort(order[:STATISTICS_CUSTOMERS])
+    statistics_rows = np.sort(order[:STATISTICS_CUSTOMERS])
     # Half of them frequent ones, who are few. A choice by what the network reads biases nothing.
     shares = np.bincount(rows) / len(rows)
     chosen = rng.choice(len(known), EXAMPLE_CUSTOMERS // 2, p=shares)
     chosen = np.unique(np.concatenate([order[: EXAMPLE_CUSTOMERS // 2], chosen]))
-    visits = _select_customers(rows, shop, past, of_statistics)
+    visits = _select_customers(rows, shop, past, statistics_rows)
     set_shop(forecaster, visits, torch.full(visits.times.shape[:1], shop.window), shop.window)
     visits = _select_customers(rows, shop, past, chosen)
     scale = float(forecaster.amount_statistics[0, 0])

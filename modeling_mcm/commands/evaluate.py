@@ -107,8 +107,8 @@ class EvaluationOptions:
             raise ValueError(f"--horizon_days is {self.horizon_days:g}; give a positive number of days, such as 30.")
         if min(self.k) < 1 or self.batch_size < 1:
             raise ValueError("--k and --batch_size must be at least 1.")
-        not_read = "tasks", "baselines", "only_new", "horizon_days", "values_file"
-        if self.offers and (unread := [f"--{name}" for name in not_read if getattr(self, name)]):
+        visit_options = "tasks", "baselines", "only_new", "horizon_days", "values_file"
+        if self.offers and (unread := [f"--{name}" for name in visit_options if getattr(self, name)]):
             raise ValueError(f"{', '.join(unread)} is not read with --offers: leave it out, or --offers.")
         if self.offers and self.cutoff != "test":
             raise ValueError("Offers of validation are trained on, too: evaluate on those of test, without --cutoff.")

@@ -15,8 +15,9 @@ A head is fitted at once. A YAML file may hold any option, and flags win over it
 
 from dataclasses import fields
 
+from modeling_mcm.training.heads.customer import LabelOptions, train_to_labels
 from modeling_mcm.training.heads.finetuning import FineTuningOptions
-from modeling_mcm.training.heads.train import LabelOptions, OfferOptions, train_to_labels, train_to_offers
+from modeling_mcm.training.heads.offers import OfferOptions, train_to_offers
 from modeling_mcm.training.memory import keep_freed_memory
 
 from .arguments import command, named_options

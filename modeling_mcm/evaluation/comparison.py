@@ -192,12 +192,12 @@ def metric_table(results: Summary, tasks: Sequence[str], metric: str) -> list[li
     """Makes a table of text from [`summary`] with a row for each method, and for each task the mean of a metric and
     half of its interval. `metric` is a name with the target, such as `next_visit_ndcg@10`; for it, the metric of the
     next event stands in brackets. A method without values of a task has "-"."""
-    table, of_event = [["method", *tasks]], metric.replace("next_visit", "next_event")
+    table, event_metric = [["method", *tasks]], metric.replace("next_visit", "next_event")
     for method, by_task in results.items():
         cells = [method]
         for task in tasks:
             values = by_task.get(task, {})
-            words = f" ({values[of_event]['mean']:.3f})" if values and of_event != metric else ""
+            words = f" ({values[event_metric]['mean']:.3f})" if values and event_metric != metric else ""
             cells.append(with_half_interval(values[metric]) + words if values else "-")
         table.append(cells)
     return table
@@ -209,7 +209,7 @@ def by_history(results: pd.DataFrame, cases: EvaluationCases, metric: str) -> di
     `next_visit_ndcg@10`."""
     group = pd.cut(cases.history_visits, [-1, *HISTORY_GROUPS.values()], labels=[*HISTORY_GROUPS])
     values = results.xs(metric, axis=1, level=2, drop_level=False).groupby(group, observed=True)
-    return {name: {"cases": len(of_group), "results": summary(of_group)} for name, of_group in values}
+    return {name: {"cases": len(group_values), "results": summary(group_values)} for name, group_values in values}
 
 
 def history_table(groups: Mapping[str, dict], tasks: Sequence[str], metric: str) -> list[list[str]]:
@@ -254,9 +254,9 @@ def summary(results: pd.DataFrame) -> Summary:
     no case has a value of are left out."""
     summaries: Summary = {}
     for (method, task, metric), values in results.items():
-        of_task = summaries.setdefault(method, {}).setdefault(task, {})
+        task_summaries = summaries.setdefault(method, {}).setdefault(task, {})
         if values.notna().any():
-            of_task[metric] = bootstrap_interval(values)._asdict()
+            task_summaries[metric] = bootstrap_interval(values)._asdict()
     return summaries
 
 

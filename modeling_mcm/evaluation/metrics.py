@@ -153,13 +153,13 @@ def customer_metrics(
         NaN for a customer without targets.
     """
     greater, ties, counts = (np.asarray(array) for array in (greater, ties, counts))
-    of_set, of_event = {}, {}
+    set_metrics, event_metrics = {}, {}
     for k in ks:
         for name, metric in LIST_METRICS.items():
-            of_set[f"{target}_{name}@{k}"] = metric(greater, ties, counts > 0, k)
+            set_metrics[f"{target}_{name}@{k}"] = metric(greater, ties, counts > 0, k)
             if target == "next_visit":
-                of_event[f"next_event_{name}@{k}"] = next_event(partial(metric, k=k), greater, ties, counts)
-    return of_set | of_event
+                event_metrics[f"next_event_{name}@{k}"] = next_event(partial(metric, k=k), greater, ties, counts)
+    return set_metrics | event_metrics
 
 
 def list_properties(lists: NDArray, popularity: NDArray, seen: csr_array) -> dict[str, float]:
@@ -240,8 +240,8 @@ def measure(ranks: Ranks, ks: Sequence[int] = (10,)) -> pd.DataFrame:
         {
             (method, task, metric): values
             for method, by_task in ranks.items()
-            for task, of_task in by_task.items()
-            for metric, values in of_task.metrics(ks).items()
+            for task, task_ranks in by_task.items()
+            for metric, values in task_ranks.metrics(ks).items()
         }
     )
 

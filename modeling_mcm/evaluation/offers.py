@@ -61,7 +61,7 @@ def offer_metrics(offers: Offers, outcome: str, scores: NDArray, k: int = 10) ->
     for name, metric in LIST_METRICS.items():
         values[f"{name}@{k}"] = ratio(taking @ metric(greater, ties, relevant, k)[responds], taking.sum(1))
     intervals = {}
-    for name, of_metric in values.items():
-        low, high = np.nanquantile(of_metric[1:], TAILS)
-        intervals[name] = Interval(float(of_metric[0]), float(low), float(high), len(customers))
+    for name, metric_values in values.items():
+        low, high = np.nanquantile(metric_values[1:], TAILS)
+        intervals[name] = Interval(float(metric_values[0]), float(low), float(high), len(customers))
     return intervals

@@ -112,17 +112,18 @@ def total_of_rows(
     errors and the other arguments are those of [`forecast_total`]. Times of the past are before the customers' last
     event: nothing that came after it is known."""
     batch = Customers.of(rows)
-    row, times = batch.row, batch.column("times")
+    row, visits, times = batch.row, batch.column("visits"), batch.column("times")
     starts = past_starts(model, int(times.max()), cutoff, end, quantity, days)
     first, step = times[batch.starts], days * SECONDS_PER_DAY
     predictor = Predictor(model, extractor)
     is_target = find_targets(batch, extractor.tasks, extractor.token_type_feature)
-    if quantity in ("visits", "events"):
-        amounts = is_target.copy()
-        if quantity == "visits":  # a visit begins with its first target event
-            amounts[is_target] = run_starts(row[is_target], batch.column("visits")[is_target])
-    else:
-        amounts = batch.column(f"value_{quantity}")
+    # As the forecaster reads visits: one counts if it has a target event, as a whole, at the time of the first one
+    targets = np.flatnonzero(is_target)
+    begins = targets[run_starts(row[targets], visits[targets])]
+    visit = np.cumsum(run_starts(row, visits)) - 1  # (events,)
+    values = is_target if quantity in ("visits", "events") else batch.column(f"value_{quantity}")
+    amounts = np.zeros(len(times))
+    amounts[begins] = 1.0 if quantity == "visits" else np.bincount(visit, values)[visit[begins]]
 
     def expect(as_of: int) -> float:
         """Sum of the forecast at a time over the customers with an event until then."""

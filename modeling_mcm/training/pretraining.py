@@ -36,6 +36,7 @@ from modeling_mcm.scorer_mcm import NEXT_VISIT, QUESTIONS, LabelScorer, ScoreNet
 from .encoder.recipe import Recipe, make_config, recipe_for
 from .encoder.trainer import MCMTrainer
 from .forecaster.describe import describe_shop
+from .labels import categorical_features, fill_label_values, popularity
 from .options import AUTO, NONE, ModelOptions, PretrainingArguments
 from .resuming import (
     PRETRAINING,

@@ -36,7 +36,7 @@ from modeling_mcm.data.offers import OfferReader, load_offers
 from modeling_mcm.evaluation.offers import score_offers
 from modeling_mcm.page.views import SENDS, PageContent
 from modeling_mcm.training.checkpoints import find_head, open_checkpoint
-from modeling_mcm.training.heads.train import LabelOptions, read_labels
+from modeling_mcm.training.heads.customer import LabelOptions, read_labels
 from modeling_mcm.training.state import fit_state
 
 finetune = partial(call, "run_finetune")
@@ -133,7 +133,7 @@ def test_a_run_to_offers_learns_and_leaves_a_checkpoint(tuned, pretrained, prepa
 
 
 def test_offers_that_are_not_read_are_made_up_for_by_weights(options, prepared, offers, tmp_path, monkeypatch):
-    monkeypatch.setattr("modeling_mcm.training.heads.train.MOST_REFUSED", 20)
+    monkeypatch.setattr("modeling_mcm.training.heads.offers.MOST_REFUSED", 20)
     finetune(*options["offers"], "--output_dir", tmp_path / "run")
     table = load_offers(offers).of(["train", "validation"])
     assert read_facts(tmp_path / "run")["offers"] == table.table["conversion"].sum() + 20 < 0.8 * len(table.table)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from choices import perturb
 from huggingface_hub.errors import StrictDataclassClassValidationError
+from other_device import other_device
 from transformers import pipeline
 
 from modeling_mcm import (
@@ -23,6 +24,7 @@ from modeling_mcm.data import load_prepared
 from modeling_mcm.data.offers import OfferReader, make_offers
 from modeling_mcm.evaluation.offers import score_offers
 from modeling_mcm.predictor_mcm import Questions
+from modeling_mcm.training.heads.offers import read_offers
 
 ACTIONS = pd.DataFrame(
     [
@@ -110,6 +112,18 @@ def test_batching_does_not_change_scores(action_model, batch_of, reader_of, offe
         alone, part = model(**batch_of(model, [group])), slice(*offers.offsets[group : group + 2])
         np.testing.assert_allclose(scores[part, :2], alone.logits[0].detach(), atol=1e-5, rtol=1e-4)
         np.testing.assert_allclose(scores[part, 2], alone.preferences[0].sum(-1).detach(), atol=1e-5, rtol=1e-4)
+
+
+def test_offers_on_another_device_are_read_and_scored_as_on_the_cpu(action_model, reader_of):
+    model = action_model(extended=True)
+    reader = reader_of(model)
+    expected, read = score_offers(model, reader), read_offers(model, reader)
+    with other_device() as device, torch.no_grad():  # which knows no inference mode
+        model.to(device)
+        np.testing.assert_allclose(score_offers.__wrapped__(model, reader), expected, rtol=1e-5)
+        again = read_offers.__wrapped__(model, reader)
+    torch.testing.assert_close(again.numbers, read.numbers)
+    np.testing.assert_array_equal(again.labels.toarray(), read.labels.toarray())
 
 
 def test_preferences_are_the_chance_of_the_actions_values(action_model, batch_of, extractor, offers):

@@ -436,7 +436,7 @@ def test_a_strange_frame_is_read_in_one_call(strange):
 def test_the_page_shows_a_strange_frame(strange):
     model, folder = strange.model, strange.folder
     shown = Histories(model.model, model.feature_extractor, str(folder / "data"), str(folder / "events.parquet"))
-    assert sorted(shown.ids) == sorted(model.customers) and shown.household(shown.ids[0]).visits
+    assert sorted(shown.ids) == sorted(model.customers) and shown.case(shown.ids[0]).visits
 
 
 def test_files_are_one_log(tmp_path):

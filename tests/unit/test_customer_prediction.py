@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from corner_shop import find_customer
+from other_device import other_device
 from scipy.sparse import csr_array
 from sklearn import linear_model
 from sklearn.model_selection import PredefinedSplit, cross_val_predict
@@ -20,7 +21,7 @@ from modeling_mcm import (
 )
 from modeling_mcm.inputs_mcm import Customers
 from modeling_mcm.training.checkpoints import read_checkpoint
-from modeling_mcm.training.heads.train import PENALTIES, SCALES, HeadInputs, fit_head, predict
+from modeling_mcm.training.heads.customer import PENALTIES, SCALES, HeadInputs, fit_head, predict
 
 
 @pytest.fixture
@@ -58,7 +59,7 @@ def make_inputs(states, model, counts=None):
 
 @pytest.mark.parametrize("number", [1, 2])
 def test_the_head_is_a_penalised_linear_model_of_state_and_labels(make_model, number, monkeypatch):
-    monkeypatch.setattr("modeling_mcm.training.heads.train.SCALES", SCALES[:1])
+    monkeypatch.setattr("modeling_mcm.training.heads.customer.SCALES", SCALES[:1])
     generator, model = torch.Generator().manual_seed(0), make_model(num_labels=number)
     states = torch.randn(200, 12, generator=generator) * 3 + 1
     size = model.prediction_head.labels.in_features
@@ -99,7 +100,7 @@ def test_plain_counts_that_decide_are_hardly_shrunk(make_model, monkeypatch):
     assert model.model.state.names[2] == "days_since_last_in_gaps"
     labels = (states[:, 2] + torch.randn(400, generator=generator) / 3 > 0).long()
     for scales in (SCALES[:1], SCALES):
-        monkeypatch.setattr("modeling_mcm.training.heads.train.SCALES", scales)
+        monkeypatch.setattr("modeling_mcm.training.heads.customer.SCALES", scales)
         fit_head(model, make_inputs(states[:100], model), labels[:100], np.arange(100) % 5)
         losses.append(model.compute_loss(predict(model, make_inputs(states[100:], model)), labels[100:]).item())
     assert losses[1] < 0.9 * losses[0]
@@ -121,6 +122,29 @@ def test_the_encoder_does_not_run(make_model, inputs, monkeypatch):
 
     monkeypatch.setattr(model.model.encoder, "forward", refuse)
     assert model(**inputs).logits.shape == (4, 2)
+    with pytest.raises(TypeError, match="label_colums"):  # a slip of the pen is no input
+        model(**inputs, label_colums=torch.zeros(4, 1))
+
+
+def test_a_head_is_fitted_and_asked_on_another_device(make_model, inputs, monkeypatch):
+    """The states, the head, its terms and predictions are those on the CPU."""
+    for name, value in (("PENALTIES", (1.0,)), ("SCALES", SCALES[:1])):
+        monkeypatch.setattr(f"modeling_mcm.training.heads.customer.{name}", value)
+    answers = {}
+    with other_device() as device:
+        for place in ("cpu", device):
+            model = make_model(num_labels=2).to(place)
+            moved = {name: value.to(place) for name, value in inputs.items()}
+            with torch.no_grad():
+                outputs = model(**moved)
+            read = HeadInputs(outputs.numbers.cpu(), csr_array(outputs.label_counts.cpu().numpy()))
+            fit_head(model, read, torch.tensor([0, 1, 0, 1]), np.arange(4) % 2)
+            terms, scores = model.terms(**moved)
+            answers[str(place)] = [predict(model, read), terms.cpu(), scores.cpu()]
+            answers[str(place)] += [value.cpu() for value in model.predictions(scores).values()]
+    on_cpu, on_device = answers.values()
+    torch.testing.assert_close(on_device, on_cpu)
+    torch.testing.assert_close(on_cpu[0], on_cpu[2])
 
 
 @pytest.mark.parametrize(

@@ -76,14 +76,15 @@ def recipe_for(measures: Mapping[str, int], labels: int, features: Sequence[str]
     if not measures or not measures["visits"]:
         return Recipe(reasons=["The data set has no measures, so nothing is chosen by them: prepare it again."])
     targets, customers = measures["targets"], measures["customers"]
-    of_visit = targets / measures["visits"]
+    visit_targets = targets / measures["visits"]
     one_visit = measures["one_visit"] / customers
     reason = (
-        f"A visit has {of_visit:.1f} events to predict, {one_visit:.0%} of the customers have one visit, and labels "
+        f"A visit has {visit_targets:.1f} events to predict, {one_visit:.0%} of the customers have one visit, and "
+        "labels "
     )
     reason += "come again: " if repeats else "do not come again: "
     large = LARGE_BY_EVENT
-    if repeats and of_visit > SEVERAL and one_visit < ONE_VISIT:
+    if repeats and visit_targets > SEVERAL and one_visit < ONE_VISIT:
         config, large = BY_VISIT, LARGE
         training = TRAINING | {"per_device_train_batch_size": 16, "target_half_life_days": 30.0}
         reasons = [reason + "visits are read, and the next visit is predicted."]

@@ -3,8 +3,7 @@
 """The Hugging Face Trainer with MCM's additions.
 
 Every customer of a step has the same weight on any number of processes; an average of the weights may be evaluated
-and saved; and the logs hold the losses of each task. Import it from `modeling_mcm.training.encoder.trainer`, because
-inference does not need it.
+and saved; and the logs hold the losses of each task.
 """
 
 from collections import defaultdict
@@ -191,8 +190,11 @@ class MCMTrainer(Trainer):
         self.is_fsdp_enabled = False
         return model
 
-    def evaluate(self, *args: object, **kwargs: object) -> dict[str, float]:
-        """Measures the loss on validation, with the average of the weights if there is one."""
+    def evaluate(self, eval_dataset: object = None, *args: object, **kwargs: object) -> dict[str, float]:
+        """Measures the loss on validation, with the average of the weights if there is one. Raises `ValueError` if
+        other cases are given than those of `measure`."""
+        if eval_dataset is not None and eval_dataset is not self.measure:
+            raise ValueError("`eval_dataset` is not read: `measure` says what validation is. Leave it out.")
         model: Any = self.weight_average.average.module if self.weight_average else self.model
         metrics = {"eval_loss": self._mean_over_processes(torch.tensor(self.measure(model.eval())))}
         self.log(metrics)

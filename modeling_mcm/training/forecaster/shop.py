@@ -34,9 +34,9 @@ def set_shop(forecaster: VisitForecaster, visits: Visits, as_of: torch.Tensor, w
     log_rate = smooth_rate(history, mean_rate).log()
     centred = log_rate - log_rate.mean()
     std = centred.square().mean().sqrt().clamp(min=1e-3)
-    of_visits, of_first = (((1 - ages) * BINS).long().clamp(0, BINS - 1) for ages in (history.ages, history.first))
-    profile = torch.bincount(of_visits.flatten(), kept.flatten(), BINS) + 1
-    arrivals = torch.bincount(of_first, minlength=BINS) / len(log_rate)
+    visit_bins, first_bins = (((1 - ages) * BINS).long().clamp(0, BINS - 1) for ages in (history.ages, history.first))
+    profile = torch.bincount(visit_bins.flatten(), kept.flatten(), BINS) + 1
+    arrivals = torch.bincount(first_bins, minlength=BINS) / len(log_rate)
     several = (repeats >= 3).float()
     prior = 1 / (several.sum() + 1)
     weight = several * prior

@@ -27,7 +27,7 @@ from modeling_mcm.folders import file_digest
 from modeling_mcm.option import REQUIRED, option
 
 from ..checkpoints import checkpoint_digest
-from ..fitting import minimize
+from ..descent import minimize
 from ..resuming import FINE_TUNING, Facts, begin_run, command_line, is_finished, output_folder_lock
 
 FOLDS, MANY = 5, 5_000  # folds of cross-validation; number of examples from which one of them is held out
@@ -90,18 +90,21 @@ def fit_linear(
     """
     mean, losses, number = inputs.numbers.mean(0), np.zeros((len(scales), len(penalties))), 0
 
-    def scaled(of_numbers: Tensor, of_labels: float) -> HeadInputs:
-        return HeadInputs((inputs.numbers - mean) * of_numbers, inputs.labels * np.float32(of_labels))
+    def scaled(factors: Tensor, label_factor: float) -> HeadInputs:
+        return HeadInputs((inputs.numbers - mean) * factors, inputs.labels * np.float32(label_factor))
 
-    for scale, of_scale in zip(scales, losses, strict=True):
+    for scale, path_losses in zip(scales, losses, strict=True):
         z = scaled(*scale[:2])
         for fold in range(FOLDS if len(y) < MANY else 1):
             held_out = folds == fold
             if 0 < held_out.sum() < len(y):
-                left, number = z.of(held_out), number + int(held_out.sum())
+                left, count = z.of(held_out), int(held_out.sum())
+                number += count
                 fits = _fit_path(z.of(~held_out), y[~held_out], outputs, compute_loss, penalties)
                 for index, parameters in enumerate(fits):
-                    of_scale[index] += compute_loss(_score(left, parameters), y[held_out]).item() * int(held_out.sum())
+                    path_losses[index] += compute_loss(_score(left, parameters), y[held_out]).item() * int(
+                        held_out.sum()
+                    )
     if y.is_floating_point() and y.ndim == 1:  # squares of what a number lacks, normal with their mean as variance
         number = max(number // len(scales), 1)
         losses = number / 2 * np.log(losses.clip(min=1e-12) / number)
@@ -110,12 +113,12 @@ def fit_linear(
     shares /= shares.sum()
     total = [torch.zeros(outputs, inputs.numbers.shape[1]), torch.zeros(outputs, inputs.labels.shape[1])]
     total.append(torch.zeros(outputs))
-    for scale, of_scale in zip(scales, shares, strict=True):
-        read = 1 + max(np.flatnonzero(of_scale).tolist(), default=-1)
+    for scale, path_shares in zip(scales, shares, strict=True):
+        read = 1 + max(np.flatnonzero(path_shares).tolist(), default=-1)
         fits = _fit_path(scaled(*scale[:2]), y, outputs, compute_loss, penalties[:read])
-        for share, (weight, of_labels, bias) in zip(of_scale, fits, strict=False):
+        for share, (weight, label_weight, bias) in zip(path_shares, fits, strict=False):
             weight = weight.T * scale[0]
-            for sums, value in zip(total, (weight, of_labels.T * scale[1], bias - weight @ mean), strict=True):
+            for sums, value in zip(total, (weight, label_weight.T * scale[1], bias - weight @ mean), strict=True):
                 sums += float(share) * value
     return shares, total
 
@@ -138,8 +141,8 @@ def _fit_path(
 
 def _score(inputs: HeadInputs, parameters: Sequence[Tensor]) -> Tensor:
     """Scores `(N, O)` by weights `(D, O)` and `(V, O)`, and biases `(O,)`."""
-    weight, of_labels, bias = parameters
-    return inputs.numbers @ weight + SparseProduct.apply(inputs.labels, of_labels) + bias
+    weight, label_weight, bias = parameters
+    return inputs.numbers @ weight + SparseProduct.apply(inputs.labels, label_weight) + bias
 
 
 class SparseProduct(torch.autograd.Function):

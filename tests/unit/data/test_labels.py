@@ -15,7 +15,7 @@ from modeling_mcm.data.tables import read_table_file
 from modeling_mcm.evaluation.metrics import mean_auc, measure_labels, rank_correlation
 from modeling_mcm.events_mcm import SECONDS_PER_DAY
 from modeling_mcm.predictor_mcm import Predictor
-from modeling_mcm.training.heads.train import read_inputs
+from modeling_mcm.training.heads.customer import read_inputs
 
 
 def make_table(values, time="2017-08-01", customers=None):

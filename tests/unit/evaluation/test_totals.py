@@ -47,6 +47,18 @@ def test_a_total_is_the_sum_and_its_past_is_what_came(model, data, event_log):
         assert price.actual == pytest.approx(bought(event_log, price.as_of, price.as_of + step, "price"), rel=1e-5)
 
 
+def test_amounts_of_visits_without_a_target_are_no_part_of_what_came(model, data, prepare_log, event_log):
+    """As the forecaster reads no such visit: neither are they forecast."""
+    fee = event_log.iloc[[0]].assign(item=None, aisle=None, basket="fee", price=1000.0)
+    fee["when"] = event_log["when"].max() - pd.Timedelta(days=DAYS / 2)
+    log = pd.concat([event_log, fee]).sort_values(["who", "when"], kind="stable")
+    changed = PreparedData(prepare_log(log))
+    changed.__dict__["extractor"] = data.extractor
+    for quantity in ("visits", "events", "a.b"):
+        actual, expected = (forecast_total(model, each, quantity, DAYS).past[0].actual for each in (changed, data))
+        assert actual == pytest.approx(expected), quantity
+
+
 def test_the_past_does_not_read_its_future(model, data, prepare_log, event_log):
     before = forecast_total(model, data, "visits", DAYS).past[-1]
     same_end = (event_log["when"] <= before.as_of) | (event_log["when"] == event_log["when"].max())
@@ -79,10 +91,10 @@ def test_missing_weeks_are_told(model, prepare_log, event_log, caplog):
 WRONG = {
     "No forecasts of 'price': this checkpoint has those of": {"quantity": "price"},
     "The log ends .* days after the validation cutoff, so the error of 200 days": {"days": 200},
-    "`days` is 1e-09: a total is of 1 day or more": {"days": 1e-9},
-    "`days` is '30': a total is of 1 day or more": {"days": "30"},
+    "`days` is 1e-09": {"days": 1e-9},
+    "`days` is '30'": {"days": "30"},
     "No forecast for 9999 days": {"days": 9999},
-    "No customer 'nobody'": {"customers": ["nobody"]},
+    "nobody": {"customers": ["nobody"]},
     "`customers` is empty": {"customers": []},
 }
 

@@ -5,7 +5,7 @@
 import pandas as pd
 
 from modeling_mcm.data import PreparedData
-from modeling_mcm.training.heads.train import LabelOptions, read_labels
+from modeling_mcm.training.heads.customer import LabelOptions, read_labels
 
 
 def test_labels_from_before_the_validation_cutoff_are_told(prepared, tmp_path, caplog):

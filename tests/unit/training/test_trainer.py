@@ -53,3 +53,5 @@ def test_scalars_learn_faster_and_losses_are_those_of_the_tasks(tiny_model, extr
     del model.probe
     trainer.compute_loss(model.train(), next(iter(trainer.get_train_dataloader())))
     assert set(trainer.task_losses) == {*tasks}
+    with pytest.raises(ValueError, match="eval_dataset"):
+        trainer.evaluate(trainer.train_dataset)

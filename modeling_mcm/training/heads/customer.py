@@ -1,15 +1,13 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
 """Fine-tuning to a label of customers, as `mcm finetune --labels` does it: a linear model of the customer state and of
-the labels of tasks that customers had. And to offers, as `--offers` does it: a linear model of the numbers of customer
-and action. Each is an average over penalties by cross-validation.
+the labels of tasks that customers had, an average over penalties by cross-validation.
 
-Shapes: N examples or offers, S size of the state, V labels of all tasks, C classes (1 for a number).
+Shapes: N examples, S size of the state, V labels of all tasks, C classes (1 for a number).
 """
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -18,7 +16,6 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array, vstack
 from transformers.utils import logging
 
-from modeling_mcm.action_mcm import MCMForActionRecommendation, offer_loss
 from modeling_mcm.customer_mcm import MCMForCustomerPrediction
 from modeling_mcm.data import NO_CUTOFFS, PreparedData
 from modeling_mcm.data.labels import (
@@ -30,7 +27,6 @@ from modeling_mcm.data.labels import (
     LabelledCustomers,
     make_labels,
 )
-from modeling_mcm.data.offers import TEST, TRAIN, VALIDATION, OfferReader, load_offers
 from modeling_mcm.data.tables import read_table_file
 from modeling_mcm.evaluation.metrics import mean_auc, measure_labels, rank_correlation
 from modeling_mcm.events_mcm import SECONDS_PER_DAY, naming
@@ -151,25 +147,25 @@ def fit_head(model: MCMForCustomerPrediction, inputs: HeadInputs, labels: torch.
     head, compute_loss = model.prediction_head, model.compute_loss
     std, scales = inputs.numbers.std(0).clamp(min=1e-9), []
     std[: len(names)] = std[: len(names)].clamp(min=1e-3)
-    for by_name, factor_of_labels, prior in SCALES:
+    for by_name, label_factor, prior in SCALES:
         factors = torch.ones_like(std)
         for place, name in enumerate(names):
             factors[place] = next(factor for start, factor in by_name.items() if name.startswith(start))
-        scales.append((factors / std, factor_of_labels, prior))
+        scales.append((factors / std, label_factor, prior))
     shares, parameters = fit_linear(inputs, y, model.num_labels, compute_loss, folds, PENALTIES, scales)
-    weight, of_labels, bias = (values * scale for values in parameters)
+    weight, label_weight, bias = (values * scale for values in parameters)
     head.state.weight.copy_(weight)
     head.state.bias.copy_(bias + shift)
-    head.labels.weight.copy_(of_labels)
+    head.labels.weight.copy_(label_weight)
     return shares
 
 
 @torch.no_grad()
 def predict(model: MCMForCustomerPrediction, inputs: HeadInputs) -> torch.Tensor:
-    """The scores `(N, C)` of a model's head."""
+    """The scores `(N, C)` of a model's head, on the CPU, where the inputs are."""
     head = model.prediction_head
-    of_labels = inputs.labels @ head.labels.weight.numpy().T
-    return head.state(inputs.numbers) + torch.from_numpy(of_labels)
+    weight, bias, label_weight = (value.cpu() for value in (head.state.weight, head.state.bias, head.labels.weight))
+    return inputs.numbers @ weight.T + bias + torch.from_numpy(inputs.labels @ label_weight.numpy().T)
 
 
 def train_to_labels(options: FineTuningOptions, label_options: LabelOptions) -> Facts:
@@ -218,75 +214,3 @@ def train_to_labels(options: FineTuningOptions, label_options: LabelOptions) -> 
 
     read = partial(read_checkpoint, MCMForCustomerPrediction, new=(NEW,), **labels.of(trained_on).model_options())
     return fine_tune(options, data, "labels", digest, own, read, fit)
-
-
-HEAD = "action_head."
-OFFER_PENALTIES = (1000.0, 300.0, 100.0, 30.0, 10.0, 3.0)  # see `fit_linear`
-LEAST_STD = 0.05  # of a number that is standardised
-MOST_REFUSED = 40_000  # offers without any outcome that are read, drawn at random; they then weigh more
-
-
-@dataclass
-class OfferOptions:
-    """Which offers a checkpoint is fine-tuned to."""
-
-    offers: str | None = option("Folder with offers.parquet and actions.parquet (docs/fine_tuning.md).")
-    outcomes: list[str] = option(
-        "Columns of offers.parquet to predict. By default click and conversion, where they exist.", []
-    )
-
-
-@torch.inference_mode()
-def read_offers(model: MCMForActionRecommendation, reader: OfferReader) -> HeadInputs:
-    """Reads what the head reads of offers."""
-    parts = []
-    for rows, inputs in reader.batches(model.device):
-        is_offer = (offered := inputs["offered_actions"]) >= 0
-        labels = model.action_labels(inputs["action_input_ids"], inputs["action_rows"], int(offered.max()) + 1)
-        labels = torch.nn.functional.normalize(labels, dim=1)[offered[is_offer]]
-        parts.append((rows, model(**inputs).numbers[is_offer].float().cpu(), csr_array(labels.cpu().numpy())))
-    order, numbers, of_actions = zip(*parts, strict=True)
-    return HeadInputs(torch.cat(numbers), csr_array(vstack(of_actions))).of(np.argsort(np.concatenate(order)))
-
-
-def compute_offer_loss(scores: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """Mean loss of log-odds `(N, O)` by `y` `(N, O + 1)`: outcomes, negative where they were not observed, and the
-    weight of each offer."""
-    return (offer_loss(scores, y[:, :-1]) * y[:, -1:]).sum() / len(y)
-
-
-def train_to_offers(options: FineTuningOptions, offer_options: OfferOptions) -> Facts:
-    """Fine-tunes a checkpoint to offers, saves it with its feature extractor, and returns the record of the run.
-    Raises `ValueError` if the offers, the data and the options do not fit together. Raises `CheckpointError` if the
-    checkpoint can't be read. Raises `RunError` if the output folder holds another run."""
-    data = PreparedData(options.data)
-    offers = load_offers(str(offer_options.offers), offer_options.outcomes or None, data.schema.time_zone)
-    trained, outcomes = offers.of([TRAIN, VALIDATION]), offers.outcomes
-    trained.check_before(offers.of([TEST]))
-    trained.check_trainable()
-
-    def fit(model: MCMForActionRecommendation, extractor: MCMFeatureExtractor) -> Facts:
-        known = trained.table.dropna(subset=outcomes, how="all")
-        is_taken = (known[outcomes] == 1).any(axis=1).to_numpy()
-        refused = np.random.default_rng(options.seed).permutation(np.flatnonzero(~is_taken))
-        is_read = is_taken.copy()
-        is_read[refused[:MOST_REFUSED]] = True
-        weights = np.where(is_taken[is_read], 1.0, max(len(refused) / MOST_REFUSED, 1.0))
-        table = known[is_read].reset_index(drop=True)
-        inputs = read_offers(model, OfferReader(data.rows, replace(trained, table=table), extractor, model.config))
-        y = torch.from_numpy(np.column_stack([table[outcomes].fillna(-1), weights])).float()
-        folds = draw_folds(table["customer_id"].to_numpy(), options.seed)
-        std = inputs.numbers.std(0).clamp(min=LEAST_STD)
-        _, parameters = fit_linear(
-            inputs, y, len(outcomes), compute_offer_loss, folds, OFFER_PENALTIES, [(1 / std, 1.0, 1.0)]
-        )
-        head = model.action_head.requires_grad_(False)
-        stored = head.numbers.weight, head.labels.weight, head.numbers.bias
-        for parameter, value in zip(stored, parameters, strict=True):
-            parameter.copy_(value)
-        logger.info(f"Fitted to {len(table):,} of {len(trained.table):,} offers.")
-        return {"groups": table["group_id"].nunique(), "offers": len(table), "outcomes": outcomes}
-
-    digest = " ".join(map(file_digest, sorted(Path(str(offer_options.offers)).glob("*.parquet"))))
-    read = partial(read_checkpoint, MCMForActionRecommendation, new=(HEAD,), action_outcomes=outcomes)
-    return fine_tune(options, data, "offers", digest, {"outcomes": outcomes}, read, fit)
