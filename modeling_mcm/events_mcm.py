@@ -293,10 +293,12 @@ def _read_time_text(text: str) -> tuple[datetime, int]:
     return time, int((fraction or "").ljust(9, "0")[:9])
 
 
-def as_column(values: object) -> Any:
+def as_column(values: Any) -> Any:
     """Converts a column to a flat array of numbers, booleans or times, or to a sequence of Python values. Raises
     `ValueError` if the values are no flat array or list."""
     if hasattr(values, "to_numpy"):  # a data frame's column
+        if getattr(values, "hasnans", False) and not isinstance(getattr(values, "dtype", None), np.dtype):
+            values = values.astype(object)  # whole numbers beside a missing one would become floats, and merge
         values = values.to_numpy()
     if isinstance(values, np.ndarray):
         if values.ndim != 1:
@@ -505,7 +507,7 @@ class EventReader:
         name = self.schema.customer
         columns, count = read_columns(events, self.schema.event_columns)
         with naming(f"column {name!r}"):
-            customers = Distinct.of(to_ids(columns[name]))
+            customers = Distinct.of(to_ids(columns[name]) if count else [])
         if not drop_bad:
             return customers, self._read_events(columns, count)
         bad: list[BadValues] = []

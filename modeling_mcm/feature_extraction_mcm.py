@@ -177,12 +177,6 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
                 f"The feature extractor has the tasks {self.tasks}, and {source} was trained with {absent} too: take "
                 "both from one and the same save."
             )
-        if config.scorer and config.kind_feature != self.token_type_feature:
-            logger.warning_once(
-                f"`kind_feature` of {source} is {config.kind_feature!r}, and training writes "
-                f"{self.token_type_feature!r}: the scorer can't tell kinds of events apart. Take config.json from the "
-                "save of the weights."
-            )
         check_values(config.values_digest, self.values_digest, source)
 
     def label_ids(self, task: str, values: Sequence) -> IntArray:

@@ -185,8 +185,9 @@ class PreferenceScoresPipeline(_CustomerPipeline):
     """
 
     NAME, QUESTION = "preference-scores", {"tasks": None}
-    OPTIONS = {name: name for name in ("tasks", "as_of", "candidates", "exclude", "per_group", "horizon_days")}
-    OPTIONS["top_k"] = "k"
+    OPTIONS = {"tasks": "tasks", "top_k": "k", "as_of": "as_of"} | {
+        name: name for name in ("candidates", "exclude", "per_group", "horizon_days")
+    }
 
     def postprocess(self, model_outputs: Columns, **asked: Any) -> dict[str, list[RankedLabel]]:
         """Converts label ids to values."""

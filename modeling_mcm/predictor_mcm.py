@@ -160,7 +160,7 @@ class Predictor:
         """Checks and reads questions, once for any number of customers. Raises [`MissingHeadError`] or
         [`MissingForecastsError`] if the model can't answer one, and `ValueError` if an option is wrong."""
         as_of = self.extractor.read_as_of(asked.as_of)
-        tasks = self.tasks(asked.tasks) if asked.tasks is None or len(asked.tasks) else []
+        tasks = [] if asked.tasks == () else self.tasks(asked.tasks)
         choice = asked.candidates, asked.exclude, asked.per_group
         if not tasks and (asked.horizon_days is not None or any(each is not None for each in choice)):
             raise ValueError(

@@ -7,7 +7,10 @@ A folder is a data set if and only if it holds a manifest, which preparation wri
 
 import hashlib
 import json
+import os
+import weakref
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -156,19 +159,27 @@ class PreparedData:
     def rows(self) -> datasets.Dataset:
         """`datasets.Dataset`: all rows, as [`load_prepared`] opens them."""
         self.check()
-        # Parquet can't be mapped into memory, so an Arrow copy is, which is removed once it is mapped: its space is
-        # free when this process ends, however that ends, and no copy of a customer outlives the customer.
-        with hold_part(ROWS_COPY) as part:
+        # Parquet can't be mapped into memory, so an Arrow copy is, which goes when the rows or this process do.
+        # Workers that start meanwhile open it by its name. What a killed process leaves, the next one removes.
+        with ExitStack() as stack:
+            part = stack.enter_context(hold_part(ROWS_COPY))
             schema = pq.read_schema(self.folder / self.manifest.shards[0]["file"])
             with pa.OSFile(str(part / "rows.arrow"), "wb") as file, pa.ipc.new_stream(file, schema) as out:
                 for shard in self.manifest.shards:
                     for batch in pq.ParquetFile(self.folder / shard["file"]).iter_batches(BATCH):
                         out.write_batch(batch)
-            return datasets.Dataset.from_file(str(part / "rows.arrow"))
+            rows = datasets.Dataset.from_file(str(part / "rows.arrow"))
+            weakref.finalize(rows, _close, stack.pop_all(), os.getpid())
+            return rows
 
     def check(self) -> None:
         """Reads every byte of the shards. Raises `ValueError` if a shard is not the one that the manifest lists."""
         _check_digests(self.folder, {shard["file"]: shard["sha256"] for shard in self.manifest.shards})
+
+
+def _close(stack: ExitStack, process: int) -> None:
+    if os.getpid() == process:  # and not a forked worker
+        stack.close()
 
 
 def check_vocabularies(directory: str | Path, extractor: MCMFeatureExtractor) -> None:

@@ -9,6 +9,7 @@ a dict of numbers by name. What they should be is computed here by hand from the
 import functools
 import itertools
 import json
+import shutil
 from datetime import UTC, datetime
 from types import SimpleNamespace
 
@@ -97,6 +98,11 @@ QUESTIONS = {
 }
 
 
+class Shop(SimpleNamespace):
+    def __repr__(self):
+        return f"<{self.kind}>"
+
+
 @pytest.fixture(scope="module", params=KINDS)
 @torch.no_grad()
 def shop(request, tmp_path_factory):
@@ -128,7 +134,7 @@ def shop(request, tmp_path_factory):
     ages = {str(row["who"]): {"age": row["age"]} for row in profile.to_dict("records")}
     histories = {str(name): rows for name, rows in log.groupby("who") if str(name) not in ("c98", "99")}
     parts = {"place": place, "log": log, "extractor": extractor, "model": model, "stock": stock, "kind": kind}
-    return SimpleNamespace(**parts, ages=ages, histories=histories)
+    return Shop(**parts, ages=ages, histories=histories)
 
 
 # ------------------------------------------------------------------------------------------- what answers should be
@@ -254,37 +260,27 @@ def ask_frame(shop, question):
 
 
 def ask_predict(shop, question):
-    options = {
-        "model": shop.place / "model",
-        "events": shop.place / "events.parquet",
-        "output_dir": shop.place / "out",
-    }
-    options |= {"profile": shop.place / "profile.parquet", "top_k": K} | (
-        {} if shop.extractor.order else {"as_of": AS_OF}
-    )
+    files = {"model": "model", "events": "events.parquet", "profile": "profile.parquet", "output_dir": "out"}
+    options = {name: shop.place / file for name, file in files.items()}
+    options |= {"top_k": K if "tasks" in question else 0} | ({} if shop.extractor.order else {"as_of": AS_OF})
     options |= {name: question[name] for name in ("horizon_days", "exclude") if name in question}
     options |= {"candidates": shop.place / "stock.parquet", "per_group": "aisle=1"} if "candidates" in question else {}
     words = [word for name, value in options.items() for word in (f"--{name}", value)]
     for name in ("tasks", "days"):
         words += [f"--{name.replace('days', 'forecast_days')}", *question[name]] if question.get(name) else []
     call("run_predict", *words)
-    table = pd.read_parquet(options["output_dir"]).set_index("customer_id")
-    for path in options["output_dir"].iterdir():
-        path.unlink()
+    table = pd.read_parquet(shop.place / "out").set_index("customer_id")
+    shutil.rmtree(shop.place / "out")
     for name, row in table.iterrows():
-        if "tasks" in question:
-            tasks = question["tasks"] or shop.extractor.tasks
-            lists = {(task, kind): row[f"{task}_{kind}s"] for task in tasks for kind in ("score", "chance")}
-            yield (
-                name,
-                {
-                    f"{task}/{label}/{kind}": value
-                    for (task, kind), values in lists.items()
-                    for label, value in zip(row[task], values, strict=True)
-                },
-            )
-        else:
+        if "tasks" not in question:
             yield name, flatten(row["embedding"]) if "embedding" in question else row.drop("embedding").to_dict()
+            continue
+        told = {}
+        for task in question["tasks"] or shop.extractor.tasks:
+            for kind in ("score", "chance"):
+                values = zip(row[task], row[f"{task}_{kind}s"], strict=True)
+                told |= {f"{task}/{label}/{kind}": value for label, value in values}
+        yield name, told
 
 
 def ask_service(shop, question):
@@ -300,7 +296,7 @@ def ask_service(shop, question):
     for name, rows in shop.histories.items():
         pieces, rows = cut(rows, 1)
         known = [name for name in rows if name in shop.extractor.schema.event_columns and name != "who"]
-        events = json.loads(rows[known].to_json(orient="records"))
+        events = json.loads(rows[known].astype({"when": str} if "when" in known else {}).to_json(orient="records"))
         for number, piece in enumerate(pieces):
             body = [
                 {"event_id": f"{number}-{place}", "customer_id": name, "profile": shop.ages[name]}
@@ -398,7 +394,7 @@ def test_events_in_pieces_are_the_whole_history(shop, seed, ends, gone):
     """Of several customers at once, and of one who follows the shop live and takes events back."""
     log, extractor = make_events(shop.kind, seed, customers=4), shop.extractor
     log = log.sample(frac=1, random_state=seed) if extractor.time else log
-    first = log.drop_duplicates("who")
+    first, known = log.drop_duplicates("who"), [name for name in log if name in extractor.schema.event_columns]
     pieces = split(log.drop(first.index), ends)
     customers = Customers.encode(extractor, first)
     for piece in pieces:
@@ -407,7 +403,7 @@ def test_events_in_pieces_are_the_whole_history(shop, seed, ends, gone):
     assert len(customers) == len(whole) == 4
     for found, wanted in zip(customers, whole, strict=True):
         assert_rows(found, wanted)
-        own = log[log["who"].astype(str) == wanted["customer_id"]]
+        own = log.loc[log["who"].astype(str) == wanted["customer_id"], known]
         alone = extractor.encode({"events": own, "customer_id": wanted["customer_id"]})
         assert_rows({name: wanted[name] for name in alone}, alone)
         live, rows = LiveHistory(extractor, None, wanted["customer_id"]), own

@@ -261,7 +261,7 @@ def test_a_horizon_has_scores_and_chances_where_it_was_fitted(model, live, monke
     model.scorer.chance[:, WITHIN] = torch.tensor([0.5, 0.9, -0.2])
     assert "chance" in live.scores(tasks=[TASK], horizon_days=30)[TASK][0]
     for other in (7, -1, 1e9, "30"):
-        with pytest.raises(ValueError, match="fitted to what comes in the next visit, or within 30 days"):
+        with pytest.raises(ValueError, match="labels are ranked for 30 days"):
             live.scores(horizon_days=other)
     monkeypatch.setattr(live.feature_extractor, "order", "rows")
     with pytest.raises(ValueError, match="`horizon_days` needs times"):

@@ -307,10 +307,11 @@ def test_a_saved_model_gives_the_same(fitted, log, tmp_path):
 
 def test_answers_of_a_log_in_a_time_zone_count_from_its_last_event(fitted, log, tmp_path):
     model = fitted[0]
-    model.save(tmp_path)
-    update_json(tmp_path / "preprocessor_config.json", time_zone="Asia/Tokyo")
+    stored = model.feature_extractor.to_dict()
+    stored |= {name: getattr(model.feature_extractor, name) for name in ("vocabularies", "bins")}
+    extractor = type(model.feature_extractor)(**stored | {"time_zone": "Asia/Tokyo"})
     for events in (log, log.assign(when=log["when"].dt.tz_localize("Asia/Tokyo"))):
-        again = CustomerModel.load(tmp_path, events)
+        again = CustomerModel(model.model, extractor, events)
         assert again.as_of == log["when"].max()
         pd.testing.assert_frame_equal(again.forecast(), model.forecast())
 
@@ -383,12 +384,11 @@ def test_a_file_is_no_folder_to_save_in(fitted, tmp_path):
         fitted[0].save(tmp_path / "shop")
 
 
-def test_a_config_that_lost_its_kinds_is_said(fitted, log, tmp_path, caplog, monkeypatch):
+def test_a_config_that_lost_its_kinds_is_refused(fitted, log, tmp_path):
     fitted[0].save(tmp_path / "shop")
     update_json(tmp_path / "shop" / "config.json", kind_feature=None)
-    with caplog.at_level("WARNING"):
+    with pytest.raises(ValueError, match="has another `kind_feature`"):
         CustomerModel.load(tmp_path / "shop", log)
-    assert "the scorer can't tell kinds of events apart" in caplog.text
 
 
 def test_events_of_another_log_are_refused(fitted, log):

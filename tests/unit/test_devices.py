@@ -13,7 +13,7 @@ from other_device import other_device
 from modeling_mcm import MCMForActionRecommendation, MCMForCustomerPrediction
 from modeling_mcm.action_inputs_mcm import EncodedActions
 from modeling_mcm.candidates_mcm import CandidateSet
-from modeling_mcm.predictor_mcm import Predictor
+from modeling_mcm.predictor_mcm import Predictor, Questions
 
 TASK = "items"
 CHOICES = EXTENDED | TINY | STATE | {"scorer": True, "kind_feature": "type", "attention_window": 3}
@@ -60,7 +60,7 @@ def test_rankings_embeddings_and_forecasts(tiny_config, tiny_model, extractor, r
     def answer(model):
         candidates = CandidateSet(model, extractor, [TASK], **chosen)
         asked = {"tasks": [TASK], "candidates": candidates, "embedding": True, "forecasts": True, "horizon_days": 30}
-        return Predictor(model, extractor).ask(rows, **asked)
+        return Predictor(model, extractor).ask(rows, Questions(**asked))
 
     found, expected = on_both(model, answer)
     torch.testing.assert_close(found, expected)
@@ -85,8 +85,8 @@ def test_heads(tiny_config, extractor, rows):
     label = perturb(MCMForCustomerPrediction(tiny_config(**CHOICES | {"num_labels": 2})).eval())
     as_of = float(np.median(rows[0]["times"]))
     for model, ask in (
-        (offers, lambda model: Predictor(model, extractor).score_offers(rows, actions, as_of)),
-        (label, lambda model: Predictor(model, extractor).predict(rows, as_of)),
+        (offers, lambda model: Predictor(model, extractor).ask(rows, Questions(as_of, offers=actions))),
+        (label, lambda model: Predictor(model, extractor).ask(rows, Questions(as_of, label=True))),
     ):
         found, expected = on_both(model, ask)
         torch.testing.assert_close(found, expected)

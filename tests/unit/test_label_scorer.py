@@ -21,7 +21,7 @@ from modeling_mcm.evaluation.comparison import COUNTING, counting_baselines, mea
 from modeling_mcm.evaluation.metrics import measure
 from modeling_mcm.features_mcm import COUNTED, FEATURES, PLACES, LabelHistory
 from modeling_mcm.inputs_mcm import Customers
-from modeling_mcm.predictor_mcm import Predictor
+from modeling_mcm.predictor_mcm import Predictor, Questions
 from modeling_mcm.scorer_mcm import (
     NEXT_VISIT,
     QUESTIONS,
@@ -90,11 +90,11 @@ def test_one_task_has_the_scores_that_it_has_among_all(model, batch):
 def test_a_question_needs_the_columns_of_its_task_alone(model, data):
     rows, predictor = PreparedRows(data.rows).__getitems__([*range(12)]), Predictor(model, data.extractor)
     needed = [{name: row[name] for name in ("times", "visits", "feature_type", "feature_items")} for row in rows]
-    answers = predictor.ask(rows, tasks=model.config.tasks)
-    for name, column in predictor.ask(needed, tasks=["items"]).items():
+    answers = predictor.ask(rows, Questions(tasks=None))
+    for name, column in predictor.ask(needed, Questions(tasks=["items"])).items():
         assert torch.equal(column, answers[name])
     with pytest.raises(ValueError, match="A row has no 'feature_"):
-        predictor.ask(needed, tasks=["items"], embedding=True)
+        predictor.ask(needed, Questions(tasks=["items"], embedding=True))
 
 
 def test_a_history_without_events_gets_popularity(model, batch):

@@ -14,7 +14,7 @@ from modeling_mcm.data.labels import LabelledCustomers, make_labels
 from modeling_mcm.data.tables import read_table_file
 from modeling_mcm.evaluation.metrics import mean_auc, measure_labels, rank_correlation
 from modeling_mcm.events_mcm import SECONDS_PER_DAY
-from modeling_mcm.predictor_mcm import Predictor
+from modeling_mcm.predictor_mcm import Predictor, Questions
 from modeling_mcm.training.heads.customer import read_inputs
 
 
@@ -185,7 +185,7 @@ def test_what_a_head_reads_are_the_events_before_the_time_at_that_time(rows, ext
         known = event_log[(event_log["who"] == name) & (event_log["when"] < pd.Timestamp(time, unit="s"))]
         row = extractor.encode({"events": known})
         assert days[place] == pytest.approx((time - row["times"].max()) / SECONDS_PER_DAY)
-        found = Predictor(model, extractor).ask([row], float(time), embedding=True)["embedding"][0]
+        found = Predictor(model, extractor).ask([row], Questions(float(time), embedding=True))["embedding"][0]
         assert state.numpy() == pytest.approx(found.numpy(), abs=1e-5)
         had = [np.bincount(row[f"feature_{task}"], minlength=size) * (np.arange(size) > 1) for task, size in sizes]
         counts = np.log1p(np.concatenate(had))

@@ -19,7 +19,7 @@ from forked_runs import free_port
 from serving_client import as_requests, assert_same, make_service
 
 from modeling_mcm.live.customer import LiveCustomer
-from modeling_mcm.predictor_mcm import describe_labels
+from modeling_mcm.predictor_mcm import Questions, describe_labels
 from modeling_mcm.serving import EventStore, Incoming, ServiceError
 
 
@@ -48,9 +48,7 @@ def start(model, extractor, tmp_path):
 
 
 def scores(service, customer="c03"):
-    batch, predictor = service.read([customer]), service.predictor
-    columns = predictor.ask(batch.rows, batch.as_of, predictor.tasks())
-    return describe_labels(columns, predictor.tasks(), predictor.all_labels)
+    return describe_labels(*service.ask(service.read([customer]), Questions(tasks=None)))
 
 
 def never_had(model, extractor, events):
