@@ -46,7 +46,7 @@ from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation, MCMModel, M
 from modeling_mcm.option import REQUIRED, option
 from modeling_mcm.predictor_mcm import Predictor, Questions
 from modeling_mcm.scoring import Scorer, ScoringJob, forecast_total, score_on_spark
-from modeling_mcm.scoring.scorer import HISTORIES, check_folder, claim, is_sealed
+from modeling_mcm.scoring.scorer import HISTORIES, check_folder, claim, digest_tables, is_sealed
 from modeling_mcm.training.checkpoints import find_head, open_checkpoint, tensors_digest
 from modeling_mcm.training.memory import keep_freed_memory
 
@@ -249,7 +249,7 @@ def run(options: PredictionOptions, engine: EngineOptions) -> str:
     model, extractor = open_checkpoint(head, options.model)
     job = _make_job(options, head, model, extractor)
     totals = _totals(options, model) if options.total and state.is_main_process else []
-    digest = tensors_digest(model.state_dict())
+    digest, tables = tensors_digest(model.state_dict()), digest_tables(job)
     check_folder(folder)
     with lock_output(folder) if state.is_main_process else nullcontext(), opening as session:
         with state.main_process_first():
@@ -264,7 +264,8 @@ def run(options: PredictionOptions, engine: EngineOptions) -> str:
                 job = replace(job, as_of=cast(int, asked.at_end(_last_event(prepared)).as_of))
             customers = sum(shard["rows"] for shard in prepared.manifest.shards)
             if state.is_main_process:
-                claim(job, {"model": digest, "data": file_digest(Path(job.data) / MANIFEST_FILE)}, customers)
+                data = file_digest(Path(job.data) / MANIFEST_FILE)
+                claim(job, {"model": digest, "data": data, "tables": tables}, customers)
         missing = [part for part in job.parts(customers) if not is_sealed(part[0])]
         state.wait_for_everyone()  # no process writes before all have made the same list of missing files
         if session is not None:

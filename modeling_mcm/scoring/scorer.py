@@ -169,13 +169,17 @@ def check_folder(folder: Path) -> None:
         raise ValueError(f"{folder} is not empty and holds no predictions: choose another --output_dir.")
 
 
-def claim(job: ScoringJob, digests: Mapping[str, str], customers: int) -> None:
+def digest_tables(job: ScoringJob) -> list[str]:
+    """Digests of the tables of a job. Raises `FileNotFoundError` if there is no such file."""
+    tables = (job.candidates, job.exclude, job.actions, job.label_columns)
+    return [file_digest(name) for name in tables if name is not None and name != SEEN]
+
+
+def claim(job: ScoringJob, digests: Mapping[str, object], customers: int) -> None:
     """Writes into the folder of a job what its predictions are made of, or checks that its files are made of the same:
-    of the `digests` of a model and of data, and of the job's options and tables. Raises `ValueError` if the folder
+    of the `digests` of a model, of data and of tables, and of the job's options. Raises `ValueError` if the folder
     holds predictions that are made of something else. The message names what differs."""
     options = {name: value for name, value in asdict(job).items() if name not in ("model", "data", "output_dir")}
-    tables = (job.candidates, job.exclude, job.actions, job.label_columns)
-    options["tables"] = [file_digest(name) for name in tables if name is not None and name != SEEN]
     identity = json.loads(json.dumps({**digests, "options": options, "customers": customers}))
     folder = Path(job.output_dir)
     path = folder / IDENTITY_FILE
