@@ -28,7 +28,7 @@ from transformers import HfArgumentParser
 from transformers.utils import logging
 
 from .data import NO_CUTOFFS, EventSchema, PreparedData, read_schema
-from .data.guessing import FrameReader
+from .data.guessing import FrameReader, warn_of_late_event
 from .data.schema import TextFormat
 from .data.tables import read_numbers, to_frame
 from .events_mcm import SECONDS_PER_DAY, IntArray, Row, Time, check_columns, naming, to_ids, to_text
@@ -91,7 +91,9 @@ class CustomerModel:
         self._places = {name: place for place, name in enumerate(self.customers)}
         self.as_of = None
         if schema.time is not None:
-            latest = int(self._customers.column("times").max())
+            times = self._customers.column("times")
+            latest, ids = int(times.max()), np.array(self.customers, object)
+            warn_of_late_event(ids[self._customers.row].tolist(), times)
             self.as_of = datetime.fromtimestamp(latest, UTC).replace(tzinfo=None)  # on the log's clock
 
     @classmethod

@@ -20,7 +20,6 @@ from datetime import UTC, datetime
 from typing import Annotated
 from urllib.parse import quote, unquote
 
-from modeling_mcm.candidates_mcm import SEEN
 from modeling_mcm.data.schema import example_values
 from modeling_mcm.evaluation.totals import past_starts, total_of_rows
 from modeling_mcm.extras import needs
@@ -281,10 +280,11 @@ def _add_changes(api: APIRouter, service: CustomerService) -> None:
 
 def _add_scores(api: APIRouter, service: CustomerService) -> None:
     def answer_scores(batch: Batch, asked: Question) -> list[answers.Scores]:
-        left_out = SEEN if asked.exclude == [SEEN] else tuple(asked.exclude) or None
         with reading_request():
             tasks = tuple(service.predictor.tasks(asked.task))
-            chosen = service.candidate_set(tasks, tuple(asked.candidate), left_out, asked.per_group)
+            chosen = service.candidate_set(
+                tasks, tuple(asked.candidate), tuple(asked.exclude) or None, asked.per_group
+            )
         wanted = Questions(tasks=tasks, k=asked.k, candidates=chosen, horizon_days=asked.horizon_days)
         columns, questions = service.ask(batch, wanted)
         return [

@@ -36,6 +36,7 @@ from modeling_mcm.pipeline_mcm import CustomerEmbeddingPipeline, CustomerForecas
 from modeling_mcm.preparation import prepare
 
 AS_OF, K = "2017-12-31", 4
+FOURTH = "the fourth label"  # of the vocabulary, whatever it is
 TEXT = "%Y-%m-%dT%H:%M:%S.%f"
 
 
@@ -93,6 +94,7 @@ QUESTIONS = {
     "next visit": {"tasks": None},
     "within a month": {"tasks": ["aisle"], "horizon_days": 30.0},
     "what is in stock": {"tasks": ["items"], "candidates": True, "exclude": "seen", "per_group": ("aisle", 1)},
+    "what is new, but for a label": {"tasks": ["items"], "exclude": ["seen", FOURTH]},
     "embedding": {"embedding": True},
     "forecasts": {"forecasts": True, "days": [3.0, 40.0]},
 }
@@ -171,9 +173,11 @@ def rank_by_hand(shop, task, logits, seen, comes, question):
     labels, model = shop.extractor.vocabularies[task], shop.model
     chances = comes * model.chances(task, logits[None].double().log_softmax(1), question.get("horizon_days"))[0]
     allowed = [id for id in range(2, len(logits)) if id not in shop.extractor.own_ids(task)]
+    if "exclude" in question:
+        allowed = [id for id in allowed if id not in seen and not (FOURTH in question["exclude"] and id == 2 + 3)]
     if "candidates" in question:
         aisles = shop.stock.set_index("items")["aisle"]
-        allowed = [id for id in allowed if labels[id - 2] in aisles and id not in seen]
+        allowed = [id for id in allowed if labels[id - 2] in aisles]
     total = logits[allowed].logsumexp(0)
     best = sorted(allowed, key=lambda id: -logits[id].item())
     if "per_group" in question:
@@ -194,6 +198,8 @@ OPTIONS = ("tasks", "candidates", "exclude", "per_group", "horizon_days")
 def choose(shop, question, **others):
     """The options of a question as most entrances take them."""
     options = {name: question[name] for name in OPTIONS if name in question}
+    if FOURTH in options.get("exclude", ""):
+        options["exclude"] = ["seen", shop.extractor.vocabularies["items"][3]]
     return options | ({"candidates": shop.stock} if "candidates" in options else {}) | others
 
 
@@ -260,6 +266,12 @@ def ask_frame(shop, question):
 
 
 def ask_predict(shop, question):
+    if FOURTH in question.get("exclude", ""):
+        return None  # which takes one of the two, or a table
+    return read_predictions(shop, question)
+
+
+def read_predictions(shop, question):
     files = {"model": "model", "events": "events.parquet", "profile": "profile.parquet", "output_dir": "out"}
     options = {name: shop.place / file for name, file in files.items()}
     options |= {"top_k": K if "tasks" in question else 0} | ({} if shop.extractor.order else {"as_of": AS_OF})
@@ -289,7 +301,8 @@ def ask_service(shop, question):
     clock = {"clock": lambda: datetime(2018, 2, 2, tzinfo=UTC)}
     service = make_service(shop.model, shop.extractor, shop.place / "state.db", **clock)
     client, answers = make_client(service), {}
-    options = {name: value for name, value in question.items() if name in ("horizon_days", "days")}
+    options = {name: value for name, value in choose(shop, question).items() if name in ("horizon_days", "exclude")}
+    options |= {"days": question["days"]} if "days" in question else {}
     options |= {"task": question.get("tasks") or []} | ({} if shop.extractor.order else {"as_of": AS_OF})
     what = next(iter(question)).replace("tasks", "scores").replace("forecasts", "forecast")
     options |= {"k": K} if what == "scores" else {}

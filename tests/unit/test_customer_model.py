@@ -346,6 +346,7 @@ def test_two_conditions_and_what_changed(fitted, log):
     told = (changed["visits_30d"] - changed["visits_30d_change"]).dropna()
     pd.testing.assert_series_equal(told, old.reindex(told.index), check_names=False, rtol=1e-4)
     assert len(told) == len(old)
+    assert model.table(since_days=10**6, days=[30])["visits_30d_change"].isna().all()  # nobody was there
 
 
 ASKED = {
