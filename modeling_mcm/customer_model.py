@@ -86,8 +86,7 @@ class CustomerModel:
         check_columns(list(log), schema.event_columns, "The events have", "Give the columns that `fit` was given.")
         self._events = log[[name for name in log if name in schema.event_columns]]
         with naming("The events"):
-            drops = reader is not None and reader.schema.on_bad_row == "drop"
-            self._customers = Customers.encode(feature_extractor, self._events, drop_bad=drops)
+            self._customers = Customers.encode(feature_extractor, self._events)
         self._places = {name: place for place, name in enumerate(self.customers)}
         self.as_of = None
         if schema.time is not None:
@@ -141,8 +140,6 @@ class CustomerModel:
             table, schema = reader.read(table), reader.schema
             prepare(table, schema, place / "data")
             _pretrain(place, encoder, {"seed": seed, "report_to": "none"} | training)
-            if schema.on_null == "drop":
-                table = table.dropna(subset=[schema.customer, *([schema.time] if schema.time else [])])
             if folder:
                 table.to_parquet(place / EVENTS_FILE, index=False)
             write_json(place / "run" / READER_FILE, reader.to_dict())
@@ -461,7 +458,7 @@ class CustomerModel:
     @cached_property
     def _first_times(self) -> IntArray:
         """Time of the first event of each customer, in seconds since 1970-01-01."""
-        return np.minimum.reduceat(self._customers.column("times"), self._customers.starts)
+        return self._customers.column("times")[self._customers.starts]
 
     def _seconds(self, as_of: Time) -> float | None:
         """A time on the clock of rows, as a float: whole numbers are times of the log. By default the last event's."""

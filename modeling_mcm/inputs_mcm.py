@@ -22,7 +22,7 @@ from transformers.utils import logging
 
 from .configuration_mcm import MISSING_ID, UNKNOWN_ID
 from .encoding_mcm import Encoding
-from .events_mcm import SECONDS_PER_DAY, BoolArray, Events, IntArray, read_columns, run_starts, to_iso
+from .events_mcm import SECONDS_PER_DAY, BoolArray, Events, IntArray, number_groups, read_columns, run_starts, to_iso
 from .schema_mcm import ROWS
 
 logger = logging.get_logger(__name__)
@@ -75,14 +75,12 @@ class Customers(Sequence[Mapping]):
     # -------------------------------------------------------------------------------------------------- raw events in
 
     @classmethod
-    def encode(cls, extractor: Any, events: object, profile: object = None, drop_bad: bool = False) -> "Customers":
-        """Encodes the raw events of any number of customers at once.
+    def encode(cls, extractor: Any, events: object) -> "Customers":
+        """Encodes the raw events of any number of customers at once, without profiles.
 
         Args:
             extractor ([`MCMFeatureExtractor`]): Says what the columns mean, and which ids values have.
             events: A data frame, a dict of columns or a list of dicts, with the column of the customer.
-            profile (*optional*): A table with a row for each customer. Default: no profiles.
-            drop_bad (`bool`): Whether events with a value that can't be read are left out, with a warning.
 
         Returns:
             [`Customers`]: in the order of their first events in the table.
@@ -92,9 +90,10 @@ class Customers(Sequence[Mapping]):
                 value can't be read. The message names the column.
         """
         encoding = extractor._encoding
-        names, read = encoding.reader.read_log(events, drop_bad)
+        names, read = encoding.reader.read_log(events)
         columns = {"customer_id": [*names.values], "label_columns": [None] * len(names.values)}
-        columns |= encoding.encode_profiles(profile, names.values)
+        for feature in encoding.profile_features:
+            columns[f"profile_{feature}"] = np.full(len(names.values), MISSING_ID, np.int32)
         return cls._without_events(encoding, columns)._add(read, names.codes)
 
     @classmethod
@@ -182,17 +181,13 @@ class Customers(Sequence[Mapping]):
             np.append(old_visits[stays], visits[is_new])[order],
         )
         latest = np.full(len(self), -1)  # (B,): new number of the visit that was the latest
-        was_latest = old_visits[again] == self._count_visits()[old_owners[again]] - 1
+        numbers = np.bincount(old_owners[run_starts(old_owners, old_visits)], minlength=len(self))  # (B,): of visits
+        was_latest = old_visits[again] == numbers[old_owners[again]] - 1
         was_latest = np.append(was_latest, np.zeros(len(owners), bool))[source]
         latest[row_owners[was_latest]] = visits[was_latest]
         is_late = (source >= again.sum()) & (visits < latest[row_owners])
         late = np.bincount(row_owners[is_late], minlength=len(self)) > 0
         return Customers(columns, lengths, None, read, late)
-
-    def _count_visits(self) -> IntArray:
-        """Number of visits of each customer, `(B,)`."""
-        _, _, owners, visits = cast(ReadEvents, self.read)
-        return np.bincount(owners[run_starts(owners, visits)], minlength=len(self))
 
     def _find_first_changed(self, new: Events, owners: IntArray) -> IntArray:
         """Number of the first visit of each customer that new events may change, `(B,)`: the first one that does not
@@ -251,7 +246,7 @@ class Customers(Sequence[Mapping]):
     @cached_property
     def places(self) -> IntArray:
         """Index of each event in its row, `(events,)`."""
-        return np.arange(self.lengths.sum()) - np.repeat(self.starts, self.lengths)
+        return number_groups(self.lengths)[1]
 
     def column(self, name: str) -> Any:
         """A column of events, `(events,)`, or the list of the rows' values."""
@@ -263,8 +258,7 @@ class Customers(Sequence[Mapping]):
     def take(self, rows: IntArray) -> "Customers":
         """Selects rows by their indices, in this order."""
         lengths = self.lengths[rows]
-        shifts = self.starts[rows] - (lengths.cumsum() - lengths)
-        events = np.arange(lengths.sum()) + np.repeat(shifts, lengths)
+        _, events = number_groups(lengths, self.starts[rows])
         columns = {
             name: values if name.startswith(PER_EVENT) else [values[row] for row in rows]
             for name, values in self.columns.items()
