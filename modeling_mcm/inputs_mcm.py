@@ -48,7 +48,6 @@ class ReadEvents(NamedTuple):
     encoding: Encoding
     events: Events
     owners: IntArray  # (E,): index of each event's customer
-    visits: IntArray  # (E,): number of each event's visit among those of its customer
 
 
 @dataclass(eq=False)
@@ -109,13 +108,13 @@ class Customers(Sequence[Mapping]):
     @classmethod
     def _without_events(cls, encoding: Encoding, columns: dict) -> "Customers":
         nothing = np.zeros(0, np.int64)
-        read = ReadEvents(encoding, encoding.reader.read(*read_columns([], [])), nothing, nothing)
+        read = ReadEvents(encoding, encoding.reader.read(*read_columns([], [])), nothing)
         rows, _ = encoding.encode(read.events, nothing)
         return cls(columns | rows, np.zeros(len(columns["customer_id"]), np.int64), read=read)
 
     def add(self, events: object) -> "Customers":
         """These customers with further events, in any order; they may be older than present ones. The result is that
-        of all events at once; the visits from the first one that changes are encoded again.
+        of all events at once.
 
         Args:
             events: As for `encode`, or of a single customer as for `MCMFeatureExtractor.encode`.
@@ -137,73 +136,34 @@ class Customers(Sequence[Mapping]):
 
     def _add(self, new: Events, owners: IntArray) -> "Customers":
         """Adds events that were read, of the customers with the indices `owners`."""
-        encoding, old, old_owners, old_visits = cast(ReadEvents, self.read)
+        encoding, old, old_owners = cast(ReadEvents, self.read)
         if encoding.schema.order == ROWS:  # behind those that are there
             new = replace(new, positions=new.positions + old.positions.max(initial=-1) + 1)
-        first = self._find_first_changed(new, owners)  # (B,)
-        context = np.maximum(first - 1, 0)  # (B,): the visit before, from whose start days are counted
-        again = old_visits >= context[old_owners]  # (E,): what is encoded again
-        events, events_owners = old[again].join(new), np.append(old_owners[again], owners)
-        kept = np.arange(len(events_owners))
+        events, owners = old.join(new), np.append(old_owners, owners)
+        kept = np.arange(len(owners))
         if encoding.schema.on_duplicate == "drop":
-            kept = events.find_distinct(events_owners)
-        rows, timeline = encoding.encode(events[kept], events_owners[kept])
+            kept = events.find_distinct(owners)
+        rows, timeline = encoding.encode(events[kept], owners[kept])
+        source = kept[timeline.indices]  # of each encoded event, ends of visits among them, the index in `events`
+        row_owners = owners[source]
 
         is_empty = ~np.any([rows[f"feature_{name}"] for name in encoding.event_features], axis=0)
         if is_empty.any():
             number = np.argmax(is_empty)
-            name = self.columns["customer_id"][events_owners[kept][timeline.indices[number]]]
             when = "" if encoding.schema.order else f" at {to_iso(rows['times'][number])}"
-            raise ValueError(f"customer {name!r}: the event{when} has no value in any feature; leave it out")
+            raise ValueError(
+                f"customer {self.columns['customer_id'][row_owners[number]]!r}: the event{when} has no value in any "
+                "feature; leave it out"
+            )
 
-        # Encoded events, with inserted ends of visits: the event in `events`, the customer, the visit
-        source = kept[timeline.indices]
-        row_owners = events_owners[source]
-        visits = timeline.visits + context[row_owners]
-        rows["visits"] = visits.astype(np.int32)
-        if encoding.schema.order is not None:
-            rows["times"] = visits * SECONDS_PER_DAY
-        is_new, stays = visits >= first[row_owners], self.column("visits") < first[self.row]
-        order = _by_customer(self.row[stays], row_owners[is_new])
-        columns = {
-            name: np.append(values[stays], rows[name][is_new])[order] if name in rows else values
-            for name, values in self.columns.items()
-        }
-        lengths = np.bincount(np.append(self.row[stays], row_owners[is_new]), minlength=len(self))
-
-        is_new &= ~timeline.closes
-        stays = old_visits < first[old_owners]
-        order = _by_customer(old_owners[stays], row_owners[is_new])
-        read = ReadEvents(
-            encoding,
-            old[stays].join(events[source[is_new]])[order],
-            np.append(old_owners[stays], row_owners[is_new])[order],
-            np.append(old_visits[stays], visits[is_new])[order],
-        )
-        latest = np.full(len(self), -1)  # (B,): new number of the visit that was the latest
-        numbers = np.bincount(old_owners[run_starts(old_owners, old_visits)], minlength=len(self))  # (B,): of visits
-        was_latest = old_visits[again] == numbers[old_owners[again]] - 1
-        was_latest = np.append(was_latest, np.zeros(len(owners), bool))[source]
-        latest[row_owners[was_latest]] = visits[was_latest]
-        is_late = (source >= again.sum()) & (visits < latest[row_owners])
+        latest = np.full(len(self), -1)  # (B,): number of the visit that was the latest
+        was_last = np.isin(source, np.cumsum(np.bincount(old_owners)) - 1)
+        latest[row_owners[was_last]] = rows["visits"][was_last]
+        is_late = (source >= len(old_owners)) & (rows["visits"] < latest[row_owners])
         late = np.bincount(row_owners[is_late], minlength=len(self)) > 0
-        return Customers(columns, lengths, None, read, late)
-
-    def _find_first_changed(self, new: Events, owners: IntArray) -> IntArray:
-        """Number of the first visit of each customer that new events may change, `(B,)`: the first one that does not
-        begin before them and before the visits that they go on; behind all visits where there is no new event."""
-        _, old, old_owners, old_visits = cast(ReadEvents, self.read)
-        opens = np.flatnonzero(run_starts(old_owners, old_visits))  # (V,): first event of each visit
-        visit_owners, starts = old_owners[opens], old.positions[opens]  # (V,)
-        keys = old.visits[opens].join(new.visits)  # (V + E,)
-        pairs = np.append(visit_owners, owners) * len(keys.values) + keys.codes
-        has_key = keys.codes != (keys.values.index(None) if None in keys.values else -1)
-        goes_on = np.isin(pairs[: len(opens)], pairs[len(opens) :]) & has_key[: len(opens)]  # (V,)
-        earliest = np.full(len(self), np.iinfo(np.int64).max)
-        np.minimum.at(earliest, owners, new.positions)
-        np.minimum.at(earliest, visit_owners[goes_on], starts[goes_on])
-        before = np.bincount(visit_owners[starts < earliest[visit_owners]], minlength=len(self))
-        return before + (np.bincount(owners, minlength=len(self)) == 0)
+        read = source[~timeline.closes]
+        lengths = np.bincount(row_owners, minlength=len(self))
+        return Customers(self.columns | rows, lengths, None, ReadEvents(encoding, events[read], owners[read]), late)
 
     # --------------------------------------------------------------------------------------------------- selections
 
@@ -296,11 +256,6 @@ class Customers(Sequence[Mapping]):
                 is_within = is_readable & (self.places < np.asarray(columns[name])[self.row])
                 columns[name] = np.bincount(self.row[is_within], minlength=len(self))
         return Customers(columns, found.lengths)
-
-
-def _by_customer(kept: IntArray, added: IntArray) -> IntArray:
-    """Order in which kept events and then added ones, of the customers with these indices, are one after the other."""
-    return np.argsort(np.append(kept, added), kind="stable")
 
 
 def first_kept(events: int, window: int) -> int:
