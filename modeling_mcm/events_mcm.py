@@ -184,11 +184,7 @@ class Distinct:
         return cls([None][:count], np.zeros(count, np.int64))
 
     def __getitem__(self, events: NDArray | slice) -> "Distinct":
-        codes = self.codes[events]
-        if len(codes) >= len(self.values):
-            return Distinct(self.values, codes)
-        used, codes = np.unique(codes, return_inverse=True)  # few events keep few values
-        return Distinct([self.values[code] for code in used.tolist()], codes)
+        return Distinct(self.values, self.codes[events])
 
     def join(self, other: "Distinct") -> "Distinct":
         """The events of this column and then those of another one. No value of this column is there twice."""
@@ -452,7 +448,7 @@ class Events:
 
         names = "positions", "fractions", "visits", "is_target"
         values = {feature: join(column, other.values[feature]) for feature, column in self.values.items()}
-        return Events(*(join(getattr(self, name), getattr(other, name)) for name in names), values)
+        return Events(**{name: join(getattr(self, name), getattr(other, name)) for name in names}, values=values)
 
     def find_distinct(self, customers: IntArray) -> IntArray:
         """Indices of the events of customers `(events,)` that equal no earlier one in all that is read of them."""

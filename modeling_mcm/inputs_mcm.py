@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from numbers import Real
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,7 @@ from transformers.utils import logging
 
 from .configuration_mcm import MISSING_ID, UNKNOWN_ID
 from .encoding_mcm import Encoding
-from .events_mcm import SECONDS_PER_DAY, BoolArray, Events, IntArray, number_groups, read_columns, run_starts, to_iso
+from .events_mcm import SECONDS_PER_DAY, BoolArray, Events, IntArray, number_groups, run_starts, to_iso
 from .schema_mcm import ROWS
 
 logger = logging.get_logger(__name__)
@@ -90,10 +90,10 @@ class Customers(Sequence[Mapping]):
         """
         encoding = extractor._encoding
         names, read = encoding.reader.read_log(events)
-        columns = {"customer_id": [*names.values], "label_columns": [None] * len(names.values)}
+        columns: dict = {"customer_id": [*names.values], "label_columns": [None] * len(names.values)}
         for feature in encoding.profile_features:
             columns[f"profile_{feature}"] = np.full(len(names.values), MISSING_ID, np.int32)
-        return cls._without_events(encoding, columns)._add(read, names.codes)
+        return cls._encode(encoding, columns, read, names.codes)[0]
 
     @classmethod
     def encode_one(cls, extractor: Any, customer: Mapping) -> "Customers":
@@ -103,14 +103,28 @@ class Customers(Sequence[Mapping]):
         ids = encoding.encode_features(encoding.profile_features, profile)  # each (1,)
         columns = {"customer_id": [name], "label_columns": [customer.get("label_columns")]}
         columns |= {f"profile_{feature}": [*values] for feature, values in ids.items()}
-        return cls._without_events(encoding, columns)._add(read, np.zeros(len(read.positions), np.int64))
+        return cls._encode(encoding, columns, read, np.zeros(len(read.positions), np.int64))[0]
 
     @classmethod
-    def _without_events(cls, encoding: Encoding, columns: dict) -> "Customers":
-        nothing = np.zeros(0, np.int64)
-        read = ReadEvents(encoding, encoding.reader.read(*read_columns([], [])), nothing)
-        rows, _ = encoding.encode(read.events, nothing)
-        return cls(columns | rows, np.zeros(len(columns["customer_id"]), np.int64), read=read)
+    def _encode(
+        cls, encoding: Encoding, columns: dict, events: Events, owners: IntArray
+    ) -> tuple["Customers", IntArray]:
+        """Encodes events that were read, of the customers with the indices `owners`. Also gives the index in `events`
+        of each encoded event, of the end of a visit that of its last event."""
+        kept = np.arange(len(owners))
+        if encoding.schema.on_duplicate == "drop":
+            kept = events.find_distinct(owners)
+        rows, timeline = encoding.encode(events[kept], owners[kept])
+        source = kept[timeline.indices]
+        is_empty = ~np.any([rows[f"feature_{name}"] for name in encoding.event_features], axis=0)
+        if is_empty.any():
+            number = np.argmax(is_empty)
+            name = columns["customer_id"][owners[source[number]]]
+            when = "" if encoding.schema.order else f" at {to_iso(rows['times'][number])}"
+            raise ValueError(f"customer {name!r}: the event{when} has no value in any feature; leave it out")
+        read = source[~timeline.closes]
+        lengths = np.bincount(owners[source], minlength=len(columns["customer_id"]))
+        return cls(columns | rows, lengths, read=ReadEvents(encoding, events[read], owners[read])), source
 
     def add(self, events: object) -> "Customers":
         """These customers with further events, in any order; they may be older than present ones. The result is that
@@ -124,46 +138,26 @@ class Customers(Sequence[Mapping]):
         """
         if self.read is None:
             raise ValueError("Events are added to whole histories, as `encode` gives them, and not to a selection.")
-        names, reader = self.columns["customer_id"], self.read.encoding.reader
+        (encoding, old, old_owners), names = self.read, self.columns["customer_id"]
         if len(names) == 1:
-            _, read, _ = reader.read_customer({"events": events, "customer_id": names[0]})
-            return self._add(read, np.zeros(len(read.positions), np.int64))
-        found, read = reader.read_log(events)
-        places = {name: place for place, name in enumerate(names)}
-        if strangers := [name for name in found.values if name not in places]:
-            raise ValueError(f"There is no customer {strangers[0]!r} to add events to: encode all customers together.")
-        return self._add(read, found.map(places.__getitem__).expand(np.int64))
-
-    def _add(self, new: Events, owners: IntArray) -> "Customers":
-        """Adds events that were read, of the customers with the indices `owners`."""
-        encoding, old, old_owners = cast(ReadEvents, self.read)
+            _, new, _ = encoding.reader.read_customer({"events": events, "customer_id": names[0]})
+            owners = np.zeros(len(new.positions), np.int64)
+        else:
+            found, new = encoding.reader.read_log(events)
+            places = {name: place for place, name in enumerate(names)}
+            if strangers := [name for name in found.values if name not in places]:
+                raise ValueError(
+                    f"There is no customer {strangers[0]!r} to add events to: encode all customers together."
+                )
+            owners = found.map(places.__getitem__).expand(np.int64)
         if encoding.schema.order == ROWS:  # behind those that are there
             new = replace(new, positions=new.positions + old.positions.max(initial=-1) + 1)
-        events, owners = old.join(new), np.append(old_owners, owners)
-        kept = np.arange(len(owners))
-        if encoding.schema.on_duplicate == "drop":
-            kept = events.find_distinct(owners)
-        rows, timeline = encoding.encode(events[kept], owners[kept])
-        source = kept[timeline.indices]  # of each encoded event, ends of visits among them, the index in `events`
-        row_owners = owners[source]
-
-        is_empty = ~np.any([rows[f"feature_{name}"] for name in encoding.event_features], axis=0)
-        if is_empty.any():
-            number = np.argmax(is_empty)
-            when = "" if encoding.schema.order else f" at {to_iso(rows['times'][number])}"
-            raise ValueError(
-                f"customer {self.columns['customer_id'][row_owners[number]]!r}: the event{when} has no value in any "
-                "feature; leave it out"
-            )
-
-        latest = np.full(len(self), -1)  # (B,): number of the visit that was the latest
+        added, source = self._encode(encoding, self.columns, old.join(new), np.append(old_owners, owners))
+        visits, latest = added.columns["visits"], np.full(len(self), -1)  # (B,): the visit that was the latest
         was_last = np.isin(source, np.cumsum(np.bincount(old_owners)) - 1)
-        latest[row_owners[was_last]] = rows["visits"][was_last]
-        is_late = (source >= len(old_owners)) & (rows["visits"] < latest[row_owners])
-        late = np.bincount(row_owners[is_late], minlength=len(self)) > 0
-        read = source[~timeline.closes]
-        lengths = np.bincount(row_owners, minlength=len(self))
-        return Customers(self.columns | rows, lengths, None, ReadEvents(encoding, events[read], owners[read]), late)
+        latest[added.row[was_last]] = visits[was_last]
+        is_late = (source >= len(old_owners)) & (visits < latest[added.row])
+        return replace(added, late=np.bincount(added.row[is_late], minlength=len(self)) > 0)
 
     # --------------------------------------------------------------------------------------------------- selections
 
