@@ -137,8 +137,8 @@ class CustomerModel:
             raise ValueError("The log has no labels, such as items, that an encoder could learn: leave `encoder` out.")
         with tempfile.TemporaryDirectory() as temporary:
             place = Path(folder or temporary)
-            table, schema = reader.read(table), reader.schema
-            prepare(table, schema, place / "data")
+            table = reader.read(table)
+            prepare(table, reader.schema, place / "data")
             _pretrain(place, encoder, {"seed": seed, "report_to": "none"} | training)
             if folder:
                 table.to_parquet(place / EVENTS_FILE, index=False)
