@@ -14,7 +14,7 @@ A thin face over schema, preparation, training and the [`Predictor`]; each of th
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, replace
-from datetime import UTC, datetime
+from datetime import timedelta
 from functools import cached_property
 from numbers import Integral
 from pathlib import Path
@@ -31,7 +31,7 @@ from .data import NO_CUTOFFS, EventSchema, PreparedData, read_schema
 from .data.guessing import FrameReader
 from .data.schema import TextFormat
 from .data.tables import read_numbers, to_frame
-from .events_mcm import SECONDS_PER_DAY, IntArray, Row, Time, check_columns, naming, to_ids, to_text
+from .events_mcm import EPOCH, SECONDS_PER_DAY, IntArray, Row, Time, check_columns, naming, to_ids, to_text
 from .feature_extraction_mcm import MCMFeatureExtractor
 from .files_mcm import read_json, write_json
 from .inputs_mcm import Customers
@@ -91,7 +91,7 @@ class CustomerModel:
         self.as_of = None
         if schema.time is not None:
             latest = int(self._customers.column("times").max())
-            self.as_of = datetime.fromtimestamp(latest, UTC).replace(tzinfo=None)  # on the log's clock
+            self.as_of = EPOCH + timedelta(seconds=latest)  # on the log's clock
 
     @classmethod
     def fit(
