@@ -14,7 +14,7 @@ A thin face over schema, preparation, training and the [`Predictor`]; each of th
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, replace
-from datetime import UTC, datetime
+from datetime import timedelta
 from functools import cached_property
 from numbers import Integral
 from pathlib import Path
@@ -31,7 +31,7 @@ from .data import NO_CUTOFFS, EventSchema, PreparedData, read_schema
 from .data.guessing import FrameReader, warn_of_late_event
 from .data.schema import TextFormat
 from .data.tables import read_numbers, to_frame
-from .events_mcm import SECONDS_PER_DAY, IntArray, Row, Time, check_columns, naming, to_ids, to_text
+from .events_mcm import EPOCH, SECONDS_PER_DAY, IntArray, Row, Time, check_columns, naming, to_ids, to_text
 from .feature_extraction_mcm import MCMFeatureExtractor
 from .files_mcm import read_json, write_json
 from .inputs_mcm import Customers
@@ -86,15 +86,13 @@ class CustomerModel:
         check_columns(list(log), schema.event_columns, "The events have", "Give the columns that `fit` was given.")
         self._events = log[[name for name in log if name in schema.event_columns]]
         with naming("The events"):
-            drops = reader is not None and reader.schema.on_bad_row == "drop"
-            self._customers = Customers.encode(feature_extractor, self._events, drop_bad=drops)
+            self._customers = Customers.encode(feature_extractor, self._events)
         self._places = {name: place for place, name in enumerate(self.customers)}
         self.as_of = None
         if schema.time is not None:
-            times = self._customers.column("times")
-            latest, ids = int(times.max()), np.array(self.customers, object)
+            times, ids = self._customers.column("times"), np.array(self.customers, object)
             warn_of_late_event(ids[self._customers.row].tolist(), times)
-            self.as_of = datetime.fromtimestamp(latest, UTC).replace(tzinfo=None)  # on the log's clock
+            self.as_of = EPOCH + timedelta(seconds=int(times.max()))  # on the log's clock
 
     @classmethod
     def fit(
@@ -140,11 +138,9 @@ class CustomerModel:
             raise ValueError("The log has no labels, such as items, that an encoder could learn: leave `encoder` out.")
         with tempfile.TemporaryDirectory() as temporary:
             place = Path(folder or temporary)
-            table, schema = reader.read(table), reader.schema
-            prepare(table, schema, place / "data")
+            table = reader.read(table)
+            prepare(table, reader.schema, place / "data")
             _pretrain(place, encoder, {"seed": seed, "report_to": "none"} | training)
-            if schema.on_null == "drop":
-                table = table.dropna(subset=[schema.customer, *([schema.time] if schema.time else [])])
             if folder:
                 table.to_parquet(place / EVENTS_FILE, index=False)
             write_json(place / "run" / READER_FILE, reader.to_dict())
@@ -463,7 +459,7 @@ class CustomerModel:
     @cached_property
     def _first_times(self) -> IntArray:
         """Time of the first event of each customer, in seconds since 1970-01-01."""
-        return np.minimum.reduceat(self._customers.column("times"), self._customers.starts)
+        return self._customers.column("times")[self._customers.starts]
 
     def _seconds(self, as_of: Time) -> float | None:
         """A time on the clock of rows, as a float: whole numbers are times of the log. By default the last event's."""

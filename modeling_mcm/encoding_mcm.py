@@ -11,7 +11,7 @@ Shapes: J features.
 
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,10 +29,7 @@ from .events_mcm import (
     FloatArray,
     IntArray,
     map_distinct,
-    naming,
-    read_columns,
     run_starts,
-    to_ids,
     to_number,
     to_values,
     value_reader,
@@ -138,23 +135,6 @@ class Encoding:
             for feature, values in vocabularies.items()
         }
         self._edges = {feature: np.array(edges, np.float64) for feature, edges in bins.items()}
-
-    def encode_profiles(self, table: Any, customers: Sequence) -> dict[str, NDArray]:
-        """Ids of the profiles `(customers,)` by column, of a table with the customer's column; missing for those that
-        it does not have. Raises `ValueError` if it has a customer twice, or a value can't be read."""
-        name = self.schema.customer
-        columns, count = read_columns([] if table is None else table, [name, *self.schema.profile_columns])
-        with naming("profile"):
-            owners = to_ids(columns[name]) if count else []
-            if twice := sorted({owner for owner in owners if owners.count(owner) > 1}):
-                raise ValueError(f"customer {twice[0]!r} has several rows: leave all but one out")
-            values = self.reader.read_features(self.schema.profile, columns)
-        rows = {owner: row for row, owner in enumerate(owners)}
-        places = np.array([rows.get(customer, count) for customer in customers], np.int64)
-        ids = self.encode_features(self.profile_features, values)
-        return {
-            f"profile_{feature}": np.append(column, np.int32(MISSING_ID))[places] for feature, column in ids.items()
-        }
 
     def encode(
         self,

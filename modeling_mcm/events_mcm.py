@@ -184,11 +184,7 @@ class Distinct:
         return cls([None][:count], np.zeros(count, np.int64))
 
     def __getitem__(self, events: NDArray | slice) -> "Distinct":
-        codes = self.codes[events]
-        if len(codes) >= len(self.values):
-            return Distinct(self.values, codes)
-        used, codes = np.unique(codes, return_inverse=True)  # few events keep few values
-        return Distinct([self.values[code] for code in used.tolist()], codes)
+        return Distinct(self.values, self.codes[events])
 
     def join(self, other: "Distinct") -> "Distinct":
         """The events of this column and then those of another one. No value of this column is there twice."""
@@ -440,21 +436,19 @@ class Events:
 
     def __getitem__(self, events: NDArray | slice) -> "Events":
         values = {feature: column[events] for feature, column in self.values.items()}
-        positions, fractions, is_target = self.positions[events], self.fractions[events], self.is_target[events]
-        return Events(positions, fractions, self.visits[events], is_target, values)
+        return Events(
+            self.positions[events], self.fractions[events], self.visits[events], self.is_target[events], values
+        )
 
     def join(self, other: "Events") -> "Events":
         """These events and then others, of the same schema."""
-        values = {
-            feature: np.append(column, other.values[feature])
-            if isinstance(column, np.ndarray)
-            else column.join(other.values[feature])
-            for feature, column in self.values.items()
-        }
-        positions, fractions, is_target = (
-            np.append(getattr(self, name), getattr(other, name)) for name in ("positions", "fractions", "is_target")
-        )
-        return Events(positions, fractions, self.visits.join(other.visits), is_target, values)
+
+        def join(first: Any, second: Any) -> Any:
+            return np.append(first, second) if isinstance(first, np.ndarray) else first.join(second)
+
+        names = "positions", "fractions", "visits", "is_target"
+        values = {feature: join(column, other.values[feature]) for feature, column in self.values.items()}
+        return Events(**{name: join(getattr(self, name), getattr(other, name)) for name in names}, values=values)
 
     def find_distinct(self, customers: IntArray) -> IntArray:
         """Indices of the events of customers `(events,)` that equal no earlier one in all that is read of them."""
@@ -500,27 +494,15 @@ class EventReader:
             values = self.read_features(self.schema.profile, read_columns([profile], [*profile])[0])
         return next(iter(ids), None), events, values
 
-    def read_log(self, events: Any, drop_bad: bool = False) -> tuple[Distinct, Events]:
+    def read_log(self, events: Any) -> tuple[Distinct, Events]:
         """Reads the events of several customers, see [`read_columns`]. Returns the customer of each event, and the
         events. Raises `ValueError` if a column is unknown, an event has no customer or no time, or a value can't be
-        read, unless `drop_bad` leaves such events out with a warning."""
+        read."""
         name = self.schema.customer
         columns, count = read_columns(events, self.schema.event_columns)
         with naming(f"column {name!r}"):
             customers = Distinct.of(to_ids(columns[name]) if count else [])
-        if not drop_bad:
-            return customers, self._read_events(columns, count)
-        bad: list[BadValues] = []
-        read = self.read(columns, count, bad)
-        is_bad = np.any(
-            [(read.positions == NO_TIME) & (self.schema.order is None), *(each.rows for each in bad)], axis=0
-        )
-        if is_bad.any():
-            reason = f"column {bad[0].column!r}: {bad[0].reason}" if bad else "there is no time"
-            logger.warning(f"{is_bad.sum():,} of {count:,} events are left out (on_bad_row: drop), as of {reason}.")
-        kept = np.flatnonzero(~is_bad)
-        customers = Distinct.of([customers.values[code] for code in customers.codes[kept]])
-        return customers, read[kept]
+        return customers, self._read_events(columns, count)
 
     def _read_events(self, columns: Mapping, count: int) -> Events:
         """Reads events of which every value has to be readable, and each has a time."""

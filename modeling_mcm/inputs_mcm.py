@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from numbers import Real
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,7 @@ from transformers.utils import logging
 
 from .configuration_mcm import MISSING_ID, UNKNOWN_ID
 from .encoding_mcm import Encoding
-from .events_mcm import SECONDS_PER_DAY, BoolArray, Events, IntArray, read_columns, run_starts, to_iso
+from .events_mcm import SECONDS_PER_DAY, BoolArray, Events, IntArray, number_groups, run_starts, to_iso
 from .schema_mcm import ROWS
 
 logger = logging.get_logger(__name__)
@@ -48,7 +48,6 @@ class ReadEvents(NamedTuple):
     encoding: Encoding
     events: Events
     owners: IntArray  # (E,): index of each event's customer
-    visits: IntArray  # (E,): number of each event's visit among those of its customer
 
 
 @dataclass(eq=False)
@@ -75,14 +74,12 @@ class Customers(Sequence[Mapping]):
     # -------------------------------------------------------------------------------------------------- raw events in
 
     @classmethod
-    def encode(cls, extractor: Any, events: object, profile: object = None, drop_bad: bool = False) -> "Customers":
-        """Encodes the raw events of any number of customers at once.
+    def encode(cls, extractor: Any, events: object) -> "Customers":
+        """Encodes the raw events of any number of customers at once, without profiles.
 
         Args:
             extractor ([`MCMFeatureExtractor`]): Says what the columns mean, and which ids values have.
             events: A data frame, a dict of columns or a list of dicts, with the column of the customer.
-            profile (*optional*): A table with a row for each customer. Default: no profiles.
-            drop_bad (`bool`): Whether events with a value that can't be read are left out, with a warning.
 
         Returns:
             [`Customers`]: in the order of their first events in the table.
@@ -92,10 +89,11 @@ class Customers(Sequence[Mapping]):
                 value can't be read. The message names the column.
         """
         encoding = extractor._encoding
-        names, read = encoding.reader.read_log(events, drop_bad)
-        columns = {"customer_id": [*names.values], "label_columns": [None] * len(names.values)}
-        columns |= encoding.encode_profiles(profile, names.values)
-        return cls._without_events(encoding, columns)._add(read, names.codes)
+        names, read = encoding.reader.read_log(events)
+        columns: dict = {"customer_id": [*names.values], "label_columns": [None] * len(names.values)}
+        for feature in encoding.profile_features:
+            columns[f"profile_{feature}"] = np.full(len(names.values), MISSING_ID, np.int32)
+        return cls._encode(encoding, columns, read, names.codes)[0]
 
     @classmethod
     def encode_one(cls, extractor: Any, customer: Mapping) -> "Customers":
@@ -105,18 +103,32 @@ class Customers(Sequence[Mapping]):
         ids = encoding.encode_features(encoding.profile_features, profile)  # each (1,)
         columns = {"customer_id": [name], "label_columns": [customer.get("label_columns")]}
         columns |= {f"profile_{feature}": [*values] for feature, values in ids.items()}
-        return cls._without_events(encoding, columns)._add(read, np.zeros(len(read.positions), np.int64))
+        return cls._encode(encoding, columns, read, np.zeros(len(read.positions), np.int64))[0]
 
     @classmethod
-    def _without_events(cls, encoding: Encoding, columns: dict) -> "Customers":
-        nothing = np.zeros(0, np.int64)
-        read = ReadEvents(encoding, encoding.reader.read(*read_columns([], [])), nothing, nothing)
-        rows, _ = encoding.encode(read.events, nothing)
-        return cls(columns | rows, np.zeros(len(columns["customer_id"]), np.int64), read=read)
+    def _encode(
+        cls, encoding: Encoding, columns: dict, events: Events, owners: IntArray
+    ) -> tuple["Customers", IntArray]:
+        """Encodes events that were read, of the customers with the indices `owners`. Also gives the index in `events`
+        of each encoded event, of the end of a visit that of its last event."""
+        kept = np.arange(len(owners))
+        if encoding.schema.on_duplicate == "drop":
+            kept = events.find_distinct(owners)
+        rows, timeline = encoding.encode(events[kept], owners[kept])
+        source = kept[timeline.indices]
+        is_empty = ~np.any([rows[f"feature_{name}"] for name in encoding.event_features], axis=0)
+        if is_empty.any():
+            number = np.argmax(is_empty)
+            name = columns["customer_id"][owners[source[number]]]
+            when = "" if encoding.schema.order else f" at {to_iso(rows['times'][number])}"
+            raise ValueError(f"customer {name!r}: the event{when} has no value in any feature; leave it out")
+        read = source[~timeline.closes]
+        lengths = np.bincount(owners[source], minlength=len(columns["customer_id"]))
+        return cls(columns | rows, lengths, read=ReadEvents(encoding, events[read], owners[read])), source
 
     def add(self, events: object) -> "Customers":
         """These customers with further events, in any order; they may be older than present ones. The result is that
-        of all events at once; the visits from the first one that changes are encoded again.
+        of all events at once.
 
         Args:
             events: As for `encode`, or of a single customer as for `MCMFeatureExtractor.encode`.
@@ -126,89 +138,26 @@ class Customers(Sequence[Mapping]):
         """
         if self.read is None:
             raise ValueError("Events are added to whole histories, as `encode` gives them, and not to a selection.")
-        names, reader = self.columns["customer_id"], self.read.encoding.reader
+        (encoding, old, old_owners), names = self.read, self.columns["customer_id"]
         if len(names) == 1:
-            _, read, _ = reader.read_customer({"events": events, "customer_id": names[0]})
-            return self._add(read, np.zeros(len(read.positions), np.int64))
-        found, read = reader.read_log(events)
-        places = {name: place for place, name in enumerate(names)}
-        if strangers := [name for name in found.values if name not in places]:
-            raise ValueError(f"There is no customer {strangers[0]!r} to add events to: encode all customers together.")
-        return self._add(read, found.map(places.__getitem__).expand(np.int64))
-
-    def _add(self, new: Events, owners: IntArray) -> "Customers":
-        """Adds events that were read, of the customers with the indices `owners`."""
-        encoding, old, old_owners, old_visits = cast(ReadEvents, self.read)
+            _, new, _ = encoding.reader.read_customer({"events": events, "customer_id": names[0]})
+            owners = np.zeros(len(new.positions), np.int64)
+        else:
+            found, new = encoding.reader.read_log(events)
+            places = {name: place for place, name in enumerate(names)}
+            if strangers := [name for name in found.values if name not in places]:
+                raise ValueError(
+                    f"There is no customer {strangers[0]!r} to add events to: encode all customers together."
+                )
+            owners = found.map(places.__getitem__).expand(np.int64)
         if encoding.schema.order == ROWS:  # behind those that are there
             new = replace(new, positions=new.positions + old.positions.max(initial=-1) + 1)
-        first = self._find_first_changed(new, owners)  # (B,)
-        context = np.maximum(first - 1, 0)  # (B,): the visit before, from whose start days are counted
-        again = old_visits >= context[old_owners]  # (E,): what is encoded again
-        events, events_owners = old[again].join(new), np.append(old_owners[again], owners)
-        kept = np.arange(len(events_owners))
-        if encoding.schema.on_duplicate == "drop":
-            kept = events.find_distinct(events_owners)
-        rows, timeline = encoding.encode(events[kept], events_owners[kept])
-
-        is_empty = ~np.any([rows[f"feature_{name}"] for name in encoding.event_features], axis=0)
-        if is_empty.any():
-            number = np.argmax(is_empty)
-            name = self.columns["customer_id"][events_owners[kept][timeline.indices[number]]]
-            when = "" if encoding.schema.order else f" at {to_iso(rows['times'][number])}"
-            raise ValueError(f"customer {name!r}: the event{when} has no value in any feature; leave it out")
-
-        # Encoded events, with inserted ends of visits: the event in `events`, the customer, the visit
-        source = kept[timeline.indices]
-        row_owners = events_owners[source]
-        visits = timeline.visits + context[row_owners]
-        rows["visits"] = visits.astype(np.int32)
-        if encoding.schema.order is not None:
-            rows["times"] = visits * SECONDS_PER_DAY
-        is_new, stays = visits >= first[row_owners], self.column("visits") < first[self.row]
-        order = _by_customer(self.row[stays], row_owners[is_new])
-        columns = {
-            name: np.append(values[stays], rows[name][is_new])[order] if name in rows else values
-            for name, values in self.columns.items()
-        }
-        lengths = np.bincount(np.append(self.row[stays], row_owners[is_new]), minlength=len(self))
-
-        is_new &= ~timeline.closes
-        stays = old_visits < first[old_owners]
-        order = _by_customer(old_owners[stays], row_owners[is_new])
-        read = ReadEvents(
-            encoding,
-            old[stays].join(events[source[is_new]])[order],
-            np.append(old_owners[stays], row_owners[is_new])[order],
-            np.append(old_visits[stays], visits[is_new])[order],
-        )
-        latest = np.full(len(self), -1)  # (B,): new number of the visit that was the latest
-        was_latest = old_visits[again] == self._count_visits()[old_owners[again]] - 1
-        was_latest = np.append(was_latest, np.zeros(len(owners), bool))[source]
-        latest[row_owners[was_latest]] = visits[was_latest]
-        is_late = (source >= again.sum()) & (visits < latest[row_owners])
-        late = np.bincount(row_owners[is_late], minlength=len(self)) > 0
-        return Customers(columns, lengths, None, read, late)
-
-    def _count_visits(self) -> IntArray:
-        """Number of visits of each customer, `(B,)`."""
-        _, _, owners, visits = cast(ReadEvents, self.read)
-        return np.bincount(owners[run_starts(owners, visits)], minlength=len(self))
-
-    def _find_first_changed(self, new: Events, owners: IntArray) -> IntArray:
-        """Number of the first visit of each customer that new events may change, `(B,)`: the first one that does not
-        begin before them and before the visits that they go on; behind all visits where there is no new event."""
-        _, old, old_owners, old_visits = cast(ReadEvents, self.read)
-        opens = np.flatnonzero(run_starts(old_owners, old_visits))  # (V,): first event of each visit
-        visit_owners, starts = old_owners[opens], old.positions[opens]  # (V,)
-        keys = old.visits[opens].join(new.visits)  # (V + E,)
-        pairs = np.append(visit_owners, owners) * len(keys.values) + keys.codes
-        has_key = keys.codes != (keys.values.index(None) if None in keys.values else -1)
-        goes_on = np.isin(pairs[: len(opens)], pairs[len(opens) :]) & has_key[: len(opens)]  # (V,)
-        earliest = np.full(len(self), np.iinfo(np.int64).max)
-        np.minimum.at(earliest, owners, new.positions)
-        np.minimum.at(earliest, visit_owners[goes_on], starts[goes_on])
-        before = np.bincount(visit_owners[starts < earliest[visit_owners]], minlength=len(self))
-        return before + (np.bincount(owners, minlength=len(self)) == 0)
+        added, source = self._encode(encoding, self.columns, old.join(new), np.append(old_owners, owners))
+        visits, latest = added.columns["visits"], np.full(len(self), -1)  # (B,): the visit that was the latest
+        was_last = np.isin(source, np.cumsum(np.bincount(old_owners)) - 1)
+        latest[added.row[was_last]] = visits[was_last]
+        is_late = (source >= len(old_owners)) & (visits < latest[added.row])
+        return replace(added, late=np.bincount(added.row[is_late], minlength=len(self)) > 0)
 
     # --------------------------------------------------------------------------------------------------- selections
 
@@ -251,7 +200,7 @@ class Customers(Sequence[Mapping]):
     @cached_property
     def places(self) -> IntArray:
         """Index of each event in its row, `(events,)`."""
-        return np.arange(self.lengths.sum()) - np.repeat(self.starts, self.lengths)
+        return number_groups(self.lengths)[1]
 
     def column(self, name: str) -> Any:
         """A column of events, `(events,)`, or the list of the rows' values."""
@@ -263,8 +212,7 @@ class Customers(Sequence[Mapping]):
     def take(self, rows: IntArray) -> "Customers":
         """Selects rows by their indices, in this order."""
         lengths = self.lengths[rows]
-        shifts = self.starts[rows] - (lengths.cumsum() - lengths)
-        events = np.arange(lengths.sum()) + np.repeat(shifts, lengths)
+        _, events = number_groups(lengths, self.starts[rows])
         columns = {
             name: values if name.startswith(PER_EVENT) else [values[row] for row in rows]
             for name, values in self.columns.items()
@@ -302,11 +250,6 @@ class Customers(Sequence[Mapping]):
                 is_within = is_readable & (self.places < np.asarray(columns[name])[self.row])
                 columns[name] = np.bincount(self.row[is_within], minlength=len(self))
         return Customers(columns, found.lengths)
-
-
-def _by_customer(kept: IntArray, added: IntArray) -> IntArray:
-    """Order in which kept events and then added ones, of the customers with these indices, are one after the other."""
-    return np.argsort(np.append(kept, added), kind="stable")
 
 
 def first_kept(events: int, window: int) -> int:

@@ -9,7 +9,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, timedelta, timezone, tzinfo
+from datetime import UTC, datetime, tzinfo
 from functools import cached_property
 from zoneinfo import ZoneInfo
 
@@ -59,8 +59,7 @@ def read_zone(name: str) -> tzinfo:
     if name == "UTC":  # the one zone that needs no time zone database
         return UTC
     if re.fullmatch("[+-](0[0-9]|1[0-4]):[0-5][0-9]", name):
-        offset = timedelta(hours=int(name[1:3]), minutes=int(name[4:]))
-        return timezone(-offset if name[0] == "-" else offset)
+        return datetime.fromisoformat(f"1970-01-01T00:00{name}").tzinfo  # type: ignore[return-value]
     try:
         return ZoneInfo(name)
     except (KeyError, ValueError, OSError):

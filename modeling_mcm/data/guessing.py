@@ -275,9 +275,9 @@ def _guess_amount(columns: Columns, features: Sequence[Mapping]) -> Amount:
     amount, direction, signs = paid.values()
     words = f"what is negative in {amount!r}; what is positive came in and is not counted"
     if direction is not None:
-        by_sign = [[word, *(kind for kind in signs if signs[kind] == sign)] for word, sign in SIGNS.items()]
-        kinds_shown = [f"{word} {', '.join(kinds)}" for word, *kinds in by_sign if kinds]
-        words = f"{amount!r} by {direction!r}, {' and '.join(kinds_shown)}"
+        kinds = [[kind for kind in signs if signs[kind] == sign] for sign in SIGNS.values()]
+        shown = [f"{word} {', '.join(each)}" for word, each in zip(SIGNS, kinds, strict=True) if each]
+        words = f"{amount!r} by {direction!r}, {' and '.join(shown)}"
     return Amount(words, name, [{"name": name, "kind": "numeric"}], paid)
 
 

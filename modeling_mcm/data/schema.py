@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, fields
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from modeling_mcm.events_mcm import check_keys, naming, to_text
+from modeling_mcm.events_mcm import EPOCH, check_keys, naming, to_text
 from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
 from modeling_mcm.schema_mcm import (
     CATEGORICAL,
@@ -233,7 +233,7 @@ class EventSchema(LogSchema, TextFormat):
 
     def cutoff_seconds(self, key: str) -> int:
         """Gives a cutoff in seconds since 1970-01-01, as are the `times` of prepared rows; see [`cutoff`]."""
-        return (self.cutoff(key) - datetime(1970, 1, 1)) // timedelta(seconds=1)
+        return (self.cutoff(key) - EPOCH) // timedelta(seconds=1)
 
     def scoring_time(self, key: str) -> int | None:
         """Time at which all customers are scored at a cutoff, in seconds since 1970. `None` where last visits are

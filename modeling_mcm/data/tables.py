@@ -71,11 +71,7 @@ def to_frame(table: pa.Table) -> pd.DataFrame:
     table = table.replace_schema_metadata(None).select(
         [place for place, name in enumerate(table.column_names) if not name.startswith("__index_level_")]
     )
-    frame = table.to_pandas()
-    for place, column in enumerate(table.columns):
-        if column.null_count and column.type in NULLABLE:
-            frame.isetitem(place, column.to_pandas(types_mapper=NULLABLE.get))
-    return frame
+    return table.to_pandas(types_mapper=NULLABLE.get)
 
 
 YAML_BOOL = "tag:yaml.org,2002:bool"

@@ -135,11 +135,11 @@ def _find(address: str, what: str) -> InputFiles:
     root = path.rstrip("/")
     if not filesystem.exists(path):
         raise FileNotFoundError(f"The {what} file {address} does not exist; check the path.")
-    found = []
-    for file in sorted(filesystem.find(root)):
-        is_hidden = any(part.startswith(("_", ".")) for part in PurePosixPath(file[len(root) :]).parts)
-        if not is_hidden and detect_kind(file):
-            found.append(file)
+    found = [
+        file
+        for file in sorted(filesystem.find(root))
+        if detect_kind(file) and not any(part[0] in "_." for part in PurePosixPath(file[len(root) :]).parts)
+    ]
     if not found:
         raise ValueError(
             f"The {what} file {address} is neither .parquet, .csv nor .tsv, nor a folder with such a file; convert it "

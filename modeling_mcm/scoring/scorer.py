@@ -247,7 +247,7 @@ class Scorer:
     def read(self, indices: range, tasks: Sequence[str] | None = None) -> Rows:
         """Reads the rows of the customers with these indices, as `PreparedRows` gives them, with the columns of events
         that the answers need, and the labels of `tasks`, by default those of the job."""
-        job, tables, start, first = self.job, [], 0, 0  # index of the first row of the tables
+        job, tables, start = self.job, [], 0
         parts, features = [EMBEDDING] * job.embeddings + [*job.forecasts], None
         if self.predictor.head == RANKING:
             features = self.predictor.find_features(job.tasks, job.horizon_days, parts)
@@ -257,12 +257,11 @@ class Scorer:
         columns = pq.read_schema(Path(job.data, self.shards[0]["file"])).names
         columns = [name for name in columns if name in needed or not name.startswith(PER_EVENT)]
         for shard in self.shards:
-            end = start + shard["rows"]
-            if start < indices.stop and indices.start < end:
-                tables.append(pq.read_table(Path(job.data, shard["file"]), columns=columns))
-                first = end - sum(map(len, tables))
-            start = end
-        return to_batch(pa.concat_tables(tables).slice(indices.start - first, len(indices)))
+            first, end = max(indices.start - start, 0), indices.stop - start  # among the rows of the shard
+            if first < min(end, shard["rows"]):
+                tables.append(pq.read_table(Path(job.data, shard["file"]), columns=columns)[first:end])
+            start += shard["rows"]
+        return to_batch(pa.concat_tables(tables))
 
     def score(self, rows: Rows) -> pa.Table:
         """Scores some customers. Customers of similar length share a batch. Returns `pyarrow.Table`: one row per
