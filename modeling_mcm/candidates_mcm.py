@@ -61,6 +61,12 @@ class ChosenLabels(NamedTuple):
     log_p: Tensor | None = None
 
 
+def check_number(k: object) -> None:
+    """Raises `ValueError` if k is no number of labels."""
+    if isinstance(k, bool) or not isinstance(k, Integral) or k < 1:
+        raise ValueError(f"The number of labels is {k!r} ({type(k).__name__}): give a whole number, at least 1.")
+
+
 def choose_labels(
     scores: Tensor,
     k: int,
@@ -80,8 +86,7 @@ def choose_labels(
     Raises:
         ValueError: If k is no number of labels.
     """
-    if isinstance(k, bool) or not isinstance(k, Integral) or k < 1:
-        raise ValueError(f"The number of labels is {k!r} ({type(k).__name__}): give a whole number, at least 1.")
+    check_number(k)
     scores = scores.float().masked_fill(~is_candidate, -torch.inf)
     scores[:, :FIRST_LABEL] = -torch.inf
     total = scores.logsumexp(1, keepdim=True)

@@ -29,7 +29,7 @@ from .embeddings_mcm import HeterogeneousEmbedding, MCMEmbeddings, ValueEmbeddin
 from .forecaster_mcm import CustomerForecasts, VisitForecaster
 from .losses_mcm import Targets, TaskLabels, compute_in_parts, group_customers, task_losses
 from .readout_mcm import READOUTS, PrefixEnds, find_prefixes
-from .scorer_mcm import HORIZON_DAYS, NEXT_VISIT, WITHIN, LabelScorer, Readout, read_histories
+from .scorer_mcm import NEXT_VISIT, WITHIN, LabelScorer, Readout, check_horizon, read_histories
 from .state_mcm import CustomerState, Exact
 
 HUB_OPTIONS = "repo_id", "commit_message", "private", "token", "create_pr"  # of `save_pretrained(push_to_hub=True)`
@@ -184,7 +184,7 @@ class MCMPreTrainedModel(PreTrainedModel):
             if not getattr(module.weight, "_is_hf_initialized", False):  # the flag of the whole weight
                 init.normal_(module.weight, std=self.config.hidden_size**-0.5)
                 init.zeros_(module.weight[module.padding_idx])
-        elif isinstance(module, LabelScorer | CustomerState | VisitForecaster):
+        elif isinstance(module, Exact):
             module.reset_parameters()
         elif isinstance(module, nn.ParameterList):
             for bias in module:
@@ -375,6 +375,11 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
             if self.readout_scale is not None:
                 init.ones_(self.readout_scale)
 
+    @property
+    def fitted_scorer(self) -> LabelScorer | None:
+        """The scorer, where there is one whose counts were fitted; else scores are the readout's."""
+        return self.scorer if self.scorer is not None and self.scorer.fitted else None
+
     def label_embeddings(self, task: str) -> Tensor:
         """Embeddings e_w `(V, H)` of a task's labels, in the order of their ids. With `label_features` they follow
         equation 1: e_w is the average over the vectors of the label and of its most frequent values."""
@@ -463,15 +468,10 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
                 config requires is missing.
         """
         tasks = list(self.config.tasks if tasks is None else tasks)
-        scorer = self.scorer
-        if labels is not None or prefix_ends is not None or scorer is None or not scorer.fitted:
+        scorer = self.fitted_scorer
+        if labels is not None or prefix_ends is not None:
             scorer = None  # the readout, whose loss or prefixes are asked for
-        if horizon_days not in (None, HORIZON_DAYS) or (horizon_days and scorer is None):
-            fitted = "next visit" if scorer is None else f"next visit, or within {HORIZON_DAYS:g} days"
-            raise ValueError(
-                f"`horizon_days` is {horizon_days!r}, but this checkpoint's scores were fitted to what comes in the "
-                f"{fitted}: leave it out or give that."
-            )
+        check_horizon(horizon_days, scorer)
         question = NEXT_VISIT if horizon_days is None else WITHIN
         places = [self.config.tasks.index(task) for task in tasks]
         reading = tasks if scorer is None else self.tasks_with_encoder(tasks, horizon_days)
@@ -594,9 +594,9 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
 
     def tasks_with_encoder(self, tasks: Sequence[str], horizon_days: float | None = None) -> list[str]:
         """Those of some tasks whose scores read the encoder."""
-        if self.scorer is None or not self.scorer.fitted:
+        if (scorer := self.fitted_scorer) is None:
             return [*tasks]
-        reads = self.scorer.reads[:, NEXT_VISIT if horizon_days is None else WITHIN].tolist()
+        reads = scorer.reads[:, NEXT_VISIT if horizon_days is None else WITHIN].tolist()
         return [task for task in tasks if reads[self.config.tasks.index(task)]]
 
     @torch.no_grad()

@@ -14,7 +14,6 @@ Shapes: B customers, S size of the customer embedding, V labels of a task, K off
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from numbers import Integral
 from typing import Any, NamedTuple, NotRequired, TypedDict, cast
 
 import numpy as np
@@ -24,13 +23,13 @@ from torch import Tensor, nn
 from transformers.utils import logging
 
 from .action_inputs_mcm import EncodedActions
-from .candidates_mcm import CandidateSet, ChosenLabels
+from .candidates_mcm import CandidateSet, ChosenLabels, check_number
 from .events_mcm import Row, Time, check_keys, naming, to_number, to_text, to_values
 from .feature_extraction_mcm import MISSING_LABEL, MCMFeatureExtractor
 from .forecaster_mcm import CHANCE, MissingForecastsError
 from .inputs_mcm import Customers, is_past
 from .modeling_mcm import MCMPreTrainedModel
-from .scorer_mcm import HORIZON_DAYS
+from .scorer_mcm import HORIZON_DAYS, check_horizon
 
 logger = logging.get_logger(__name__)
 EMBEDDING, LABEL_COLUMNS = "embedding", "label_columns"
@@ -167,10 +166,11 @@ class Predictor:
                 "`candidates`, `exclude`, `per_group` and `horizon_days` say which labels of tasks are ranked: give "
                 "`tasks`, or leave them out."
             )
-        if isinstance(asked.k, bool) or not isinstance(asked.k, Integral) or asked.k < 1:
-            kind = type(asked.k).__name__
-            raise ValueError(f"The number of labels is {asked.k!r} ({kind}): give a whole number, at least 1.")
-        self._check_horizon(asked.horizon_days)
+        check_number(asked.k)
+        if asked.horizon_days is not None:
+            if self.extractor.order is not None:
+                raise ValueError("`horizon_days` needs times, and the log has `order` instead: leave it out.")
+            check_horizon(asked.horizon_days, self.model.fitted_scorer)
         if asked.days is not None and not asked.forecasts:
             raise ValueError("`days` are horizons of forecasts: ask for forecasts, or leave it out.")
         forecasts = self.model.base_model.select_forecasts(asked.days)  # raises if a horizon is too long
@@ -187,18 +187,6 @@ class Predictor:
             as_of, tasks, asked.k, candidates, asked.horizon_days, asked.embedding, asked.forecasts, asked.days,
             asked.label, actions,
         )  # fmt: skip
-
-    def _check_horizon(self, days: float | None) -> None:
-        if days is None:
-            return
-        if self.extractor.order is not None:
-            raise ValueError("`horizon_days` needs times, and the log has `order` instead: leave it out.")
-        scorer = self.model.scorer
-        if days != HORIZON_DAYS or scorer is None or not scorer.fitted:
-            raise ValueError(
-                f"`horizon_days` is {days!r}: labels are ranked for {HORIZON_DAYS:g} days by a checkpoint with fitted "
-                "counts, or else for the next visit: leave it out."
-            )
 
     def _check_candidates(
         self, tasks: Sequence[str], candidates: object, exclude: object, per_group: tuple[str, int] | str | None

@@ -509,6 +509,16 @@ class LabelScorer(Exact):
         return scores
 
 
+def check_horizon(days: float | None, scorer: LabelScorer | None) -> None:
+    """Raises `ValueError` unless labels that come within some days are ranked, by a fitted scorer where there is one;
+    `None` is the next visit."""
+    if days is not None and (days != HORIZON_DAYS or scorer is None):
+        raise ValueError(
+            f"`horizon_days` is {days!r}: labels are ranked for {HORIZON_DAYS:g} days by a checkpoint with fitted "
+            "counts, or else for the next visit: leave it out."
+        )
+
+
 def read_histories(config: MCMConfig, batch: Mapping[str, Tensor], tasks: Sequence[str] | None = None) -> LabelHistory:
     """Reads the histories of tasks from model inputs.
 
