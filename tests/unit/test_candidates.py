@@ -9,6 +9,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 import torch
+import yaml
 from corner_shop import find_customer
 from fitted import fill_scorer
 from serving_client import as_requests, assert_same_list, make_client, make_service
@@ -191,33 +192,35 @@ def test_a_new_label_has_the_average_of_labels_that_share_its_features(model, ex
     assert_same_list(others, by_hand(every, 100, exclude={event.get("item") for event in live.events}))
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"candidates": {"itm": ["item 01"]}}, "no column 'item'.*'itm' meant"),
-        ({"candidates": {"item": ["item 01", None]}}, "column 'item': null in 1 of 2 rows"),
-        ({"candidates": ["item 01"], "exclude": ["item 01"]}, "No candidate of 'items' is left: column 'items'"),
-        ({"per_group": ("aisle", 1)}, "columns 'items' and 'aisle'"),
-        *(({"per_group": wrong}, "at least 1") for wrong in (("aisle", 0), "aisle=x", "aisle", 2)),
-        ({"candidates": STOCK | {"aisle": [None] * 20}, "per_group": ("aisle", 1)}, "'aisle'.*has null"),
-        (
-            {"candidates": {"item": ["item 01"] * 2, "aisle": ["aisle 1", "aisle 2"]}, "per_group": ("aisle", 1)},
-            "'aisle 1' and 'aisle 2'.*one value",
-        ),
-        ({"exclude": {"who": [None], "item": ["item 01"]}}, "column 'who': null in 1 of 1 rows"),
-        ({"exclude": {"user": ["c03"], "item": ["item 01"]}}, "`exclude`: .* unknown 'user'.*item.*who, customer_id"),
-        ({"candidates": {"who": ["c03"], "item": ["item 01"]}}, "for all customers: unknown 'who'"),
-        ({"exclude": "sene"}, "`exclude`: found 'sene'"),
-        ({"tasks": [TASK, "aisle"], "candidates": ["item 01"]}, "ask for one task"),
-        (
-            {"tasks": [TASK, "aisle"], "candidates": {"item": STOCK["item"]}, "per_group": (TASK, 1)},
-            "items a label of 'aisle' has",
-        ),
-    ],
-)
-def test_bad_arguments_name_the_column_and_the_fix(model, extractor, options, message):
+# Arguments of a set of candidates, and what is said of them
+WRONG = r"""
+{candidates: {itm: [item 01]}}                   -> no column 'item'.*'itm' meant
+{candidates: {item: [item 01, null]}}            -> column 'item': null in 1 of 2 rows
+{candidates: [item 01], exclude: [item 01]}      -> No candidate of 'items' is left: column 'items'
+{candidates: []}                                 -> No candidate of 'items' is left
+{candidates: [item 01], per_group: [aisle, 1]}   -> columns 'items' and 'aisle'
+{per_group: [aisle, 1]}                          -> columns 'items' and 'aisle'
+{per_group: [aisle, 0]}                          -> at least 1
+{per_group: aisle=0}                             -> at least 1
+{per_group: aisle=x}                             -> at least 1
+{per_group: aisle}                               -> at least 1
+{per_group: 2}                                   -> at least 1
+{candidates: {item: [item 01], aisle: [null]}, per_group: [aisle, 1]} -> 'aisle'.*has null
+{candidates: {item: [item 01, item 01], aisle: [a, b]}, per_group: [aisle, 1]} -> 'a' and 'b'.*one value
+{exclude: {who: [null], item: [item 01]}}        -> column 'who': null in 1 of 1 rows
+{exclude: {user: [c03], item: [item 01]}}        -> `exclude`: .* unknown 'user'.*item.*who, customer_id
+{candidates: {who: [c03], item: [item 01]}}      -> for all customers: unknown 'who'
+{exclude: sene}                                  -> `exclude`: found 'sene'
+{tasks: [items, aisle], candidates: [item 01]}   -> ask for one task
+{tasks: [items, aisle], candidates: {item: [item 01]}, per_group: [items, 1]} -> items a label of 'aisle' has
+""".strip().splitlines()
+
+
+@pytest.mark.parametrize("line", WRONG)
+def test_bad_arguments_name_the_column_and_the_fix(model, extractor, line):
+    options, message = line.split(" -> ")
     with pytest.raises(ValueError, match=message):
-        CandidateSet(model, extractor, **{"tasks": [TASK]} | options)
+        CandidateSet(model, extractor, **{"tasks": [TASK]} | yaml.safe_load(options))
 
 
 def test_similar_and_together_read_the_counts(model, extractor):
