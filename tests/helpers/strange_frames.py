@@ -1,6 +1,6 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Frames as people have them, whose columns are named and written as in no schema: a bank, a game, a library, and a
+"""Frames as people have them, whose columns are named and written as in no schema: a bank, a library, and a
 shop of which only customer, date and amount are known."""
 
 from typing import NamedTuple
@@ -10,7 +10,6 @@ import pandas as pd
 
 START = pd.Timestamp("2023-01-02")
 MERCHANTS = {"GROCER": 25, "FUEL": 40, "CINEMA": 15, "CAFE": 5, "CLOTHES": 60, "PHARMACY": 12, "TRAVEL": 300}
-PACKS = {"gems": 4.99, "skin": 9.99, "season pass": 14.99, "boost": 0.99}
 
 
 def at(days):
@@ -49,17 +48,6 @@ def make_bank(customers=60, days=420, seed=0):
     table["remark"] = [f"ref {row}" for row in range(len(table))]
     table.insert(0, "booked", at(table.pop("day")).strftime("%d.%m.%Y %H:%M:%S"))
     return Bank(table, pd.DataFrame(labels, columns=["customer", "as_of", "leaves"]))
-
-
-def make_game(seed=0):
-    """Purchases of 50 players: times in milliseconds, prices without quantities, and refunds."""
-    random, size = np.random.default_rng(seed), 700
-    table = pd.DataFrame({"ts": at(np.sort(random.uniform(0, 120, size))).astype("datetime64[ms]").astype("int64")})
-    table["PlayerId"] = [f"p-{number}" for number in random.integers(50, size=size)]
-    table["eventType"] = random.choice(["purchase", "refund"], size, p=[0.95, 0.05])
-    table["pack"] = random.choice([*PACKS], size)
-    table["paidUSD"] = table["pack"].map(PACKS)
-    return table.assign(level=random.integers(1, 60, size))
 
 
 def make_library(seed=0):

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import yaml
 from choices import perturb
 from huggingface_hub.errors import StrictDataclassClassValidationError
 from other_device import other_device
@@ -239,21 +240,24 @@ def test_unseen_action_is_scored_by_its_features(score, event_log):
 THREE = {"action_id": "three", "action": "buy", "item": "item 03"}
 
 
-@pytest.mark.parametrize(
-    ("actions", "message"),
-    [
-        ([THREE, {"action_id": "empty", "item": None}], "Action 'empty' has a row without a value in any feature"),
-        ([THREE | {"colour": "red"}], "The actions: .*'colour'"),
-        ([{"action_id": "three"}], "have no columns besides their ids; give columns of the event log"),
-        ([{"item": "item 03"}], "The actions have no column 'action_id'; they have item"),
-        ([], r"The actions: found \[\], expected a table or a list"),
-        (pd.DataFrame({"action_id": [], "item": []}), "The actions: found no rows, expected a table"),
-        (None, "There are no `actions`"),
-    ],
-)
-def test_bad_actions_are_refused(score, actions, message):
+# Actions, and what is said of them
+WRONG = r"""
+[{action_id: empty, item: null}]               -> Action 'empty' has a row without a value in any feature
+[{action_id: three, colour: red}]              -> The actions: .*'colour'
+[{action_id: three}]                           -> have no columns besides their ids; give columns of the event log
+[{item: item 03}]                              -> The actions have no column 'action_id'; they have item
+[]                                             -> The actions: found \[\], expected a table or a list
+{action_id: [], item: []}                      -> The actions: found no rows, expected a table
+null                                           -> There are no `actions`
+""".strip().splitlines()
+
+
+@pytest.mark.parametrize("line", WRONG)
+def test_bad_actions_are_refused(score, line):
+    actions, message = line.split(" -> ")
+    actions = yaml.safe_load(actions)
     with pytest.raises(ValueError, match=message):
-        score({"events": []}, actions=actions)
+        score({"events": []}, actions=pd.DataFrame(actions) if isinstance(actions, dict) else actions)
 
 
 def test_bad_options_are_refused(score, action_model, extractor, tiny_config):

@@ -9,6 +9,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 import torch
+import yaml
 from corner_shop import find_customer
 from fitted import fill_scorer
 from serving_client import as_requests, assert_same_list, make_client, make_service
@@ -78,35 +79,23 @@ def test_choice_equals_a_loop_over_sorted_labels():
             assert found.scores[row].tolist() == pytest.approx([chance for _, chance in kept])
 
 
-def test_every_entrance_chooses_as_filtering_by_hand(model, extractor, customer, live, prepared, command, tmp_path):
-    every = live.scores(tasks=[TASK], k=100)[TASK]
-    events = customer["events"]
-    seen = set(events["item"].dropna())
-    bought = events[events["action"].isin(extractor.target_token_types)]["item"].dropna()
-    assert set(STOCK["item"]) - seen and seen > set(bought)
-    expected = by_hand(every, 8, set(STOCK["item"]), seen, GROUPS, 2)
+def test_a_table_of_any_form_and_a_set_choose_as_filtering_by_hand(model, extractor, live):
+    every, events = live.scores(tasks=[TASK], k=100)[TASK], {event.get("item") for event in live.events}
+    expected = by_hand(every, 8, set(STOCK["item"]), events, GROUPS, 2)
     assert len(expected) > 3
-
-    pipe = pipeline("preference-scores", model=model, feature_extractor=extractor)
-    chosen = {"candidates": STOCK, "exclude": "seen", "per_group": ("aisle", 2)}
-    assert_same_list(pipe([customer, customer], tasks=[TASK], top_k=8, batch_size=2, **chosen)[1][TASK], expected)
-    for table in (pd.DataFrame(STOCK), pa.table(STOCK), pa.table(STOCK).to_pylist()):
-        assert_same_list(live.scores(tasks=[TASK], k=8, **chosen | {"candidates": table})[TASK], expected)
-    kept = CandidateSet(model, extractor, [TASK], **chosen)
+    options = {"exclude": "seen", "per_group": ("aisle", 2)}
+    for table in (STOCK, pa.table(STOCK), pa.table(STOCK).to_pylist()):
+        assert_same_list(live.scores(tasks=[TASK], k=8, candidates=table, **options)[TASK], expected)
+    kept = CandidateSet(model, extractor, [TASK], STOCK, **options)
     assert_same_list(live.scores(tasks=[TASK], k=8, candidates=kept)[TASK], expected)
 
-    pd.DataFrame(STOCK).to_csv(tmp_path / "stock.csv", index=False)
-    model.save_pretrained(tmp_path / "model")
-    extractor.save_pretrained(tmp_path / "model")
-    words = ["--model", tmp_path / "model", "--data", prepared, "--output_dir", tmp_path / "out", "--tasks", TASK]
-    words += ["--candidates", tmp_path / "stock.csv", "--exclude", "seen", "--per_group", "aisle=2", "--top_k", 8]
-    words += ["--as_of", events["when"].max()]
-    command("run_predict", *words)
-    found = pd.read_parquet(tmp_path / "out").set_index("customer_id").loc["c03"]
-    pairs = zip(found[TASK], found[f"{TASK}_scores"], strict=True)
-    assert_same_list([{"label": label, "score": score} for label, score in pairs], expected)
-    pd.DataFrame(STOCK).head(3).to_csv(tmp_path / "stock.csv", index=False)
-    command("run_predict", *words, fails="holds predictions of another")
+
+def test_predictions_of_another_stock_are_not_continued(save, prepared, command, tmp_path):
+    words = ["--model", save(), "--data", prepared, "--output_dir", tmp_path / "out", "--tasks", TASK]
+    words += ["--candidates", tmp_path / "stock.csv"]
+    for number, message in ((5, None), (3, "holds predictions of another")):
+        pd.DataFrame(STOCK).head(number).to_csv(tmp_path / "stock.csv", index=False)
+        command("run_predict", *words, fails=message)
 
 
 def test_service_chooses_as_filtering_by_hand(model, extractor, customer, live, tmp_path):
@@ -203,35 +192,35 @@ def test_a_new_label_has_the_average_of_labels_that_share_its_features(model, ex
     assert_same_list(others, by_hand(every, 100, exclude={event.get("item") for event in live.events}))
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"candidates": {"itm": ["item 01"]}}, "no column 'item'.*'itm' meant"),
-        ({"candidates": {"item": ["item 01", None]}}, "column 'item': null in 1 of 2 rows"),
-        ({"candidates": ["item 01"], "exclude": ["item 01"]}, "No candidate of 'items' is left: column 'items'"),
-        ({"candidates": []}, "No candidate of 'items' is left"),
-        ({"candidates": ["item 01"], "per_group": ("aisle", 1)}, "columns 'items' and 'aisle'"),
-        ({"per_group": ("aisle", 1)}, "columns 'items' and 'aisle'"),
-        *(({"per_group": wrong}, "at least 1") for wrong in (("aisle", 0), "aisle=0", "aisle=x", "aisle", 2)),
-        ({"candidates": STOCK | {"aisle": [None] * 20}, "per_group": ("aisle", 1)}, "'aisle'.*has null"),
-        (
-            {"candidates": {"item": ["item 01"] * 2, "aisle": ["aisle 1", "aisle 2"]}, "per_group": ("aisle", 1)},
-            "'aisle 1' and 'aisle 2'.*one value",
-        ),
-        ({"exclude": {"who": [None], "item": ["item 01"]}}, "column 'who': null in 1 of 1 rows"),
-        ({"exclude": {"user": ["c03"], "item": ["item 01"]}}, "`exclude`: .* unknown 'user'.*item.*who, customer_id"),
-        ({"candidates": {"who": ["c03"], "item": ["item 01"]}}, "for all customers: unknown 'who'"),
-        ({"exclude": "sene"}, "`exclude`: found 'sene'"),
-        ({"tasks": [TASK, "aisle"], "candidates": ["item 01"]}, "ask for one task"),
-        (
-            {"tasks": [TASK, "aisle"], "candidates": {"item": STOCK["item"]}, "per_group": (TASK, 1)},
-            "items a label of 'aisle' has",
-        ),
-    ],
-)
-def test_bad_arguments_name_the_column_and_the_fix(model, extractor, options, message):
+# Arguments of a set of candidates, and what is said of them
+WRONG = r"""
+{candidates: {itm: [item 01]}}                   -> no column 'item'.*'itm' meant
+{candidates: {item: [item 01, null]}}            -> column 'item': null in 1 of 2 rows
+{candidates: [item 01], exclude: [item 01]}      -> No candidate of 'items' is left: column 'items'
+{candidates: []}                                 -> No candidate of 'items' is left
+{candidates: [item 01], per_group: [aisle, 1]}   -> columns 'items' and 'aisle'
+{per_group: [aisle, 1]}                          -> columns 'items' and 'aisle'
+{per_group: [aisle, 0]}                          -> at least 1
+{per_group: aisle=0}                             -> at least 1
+{per_group: aisle=x}                             -> at least 1
+{per_group: aisle}                               -> at least 1
+{per_group: 2}                                   -> at least 1
+{candidates: {item: [item 01], aisle: [null]}, per_group: [aisle, 1]} -> 'aisle'.*has null
+{candidates: {item: [item 01, item 01], aisle: [a, b]}, per_group: [aisle, 1]} -> 'a' and 'b'.*one value
+{exclude: {who: [null], item: [item 01]}}        -> column 'who': null in 1 of 1 rows
+{exclude: {user: [c03], item: [item 01]}}        -> `exclude`: .* unknown 'user'.*item.*who, customer_id
+{candidates: {who: [c03], item: [item 01]}}      -> for all customers: unknown 'who'
+{exclude: sene}                                  -> `exclude`: found 'sene'
+{tasks: [items, aisle], candidates: [item 01]}   -> ask for one task
+{tasks: [items, aisle], candidates: {item: [item 01]}, per_group: [items, 1]} -> items a label of 'aisle' has
+""".strip().splitlines()
+
+
+@pytest.mark.parametrize("line", WRONG)
+def test_bad_arguments_name_the_column_and_the_fix(model, extractor, line):
+    options, message = line.split(" -> ")
     with pytest.raises(ValueError, match=message):
-        CandidateSet(model, extractor, **{"tasks": [TASK]} | options)
+        CandidateSet(model, extractor, **{"tasks": [TASK]} | yaml.safe_load(options))
 
 
 def test_similar_and_together_read_the_counts(model, extractor):

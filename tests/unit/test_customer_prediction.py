@@ -141,7 +141,6 @@ def test_a_head_is_fitted_and_asked_on_another_device(make_model, inputs, monkey
             fit_head(model, read, torch.tensor([0, 1, 0, 1]), np.arange(4) % 2)
             terms, scores = model.terms(**moved)
             answers[str(place)] = [predict(model, read), terms.cpu(), scores.cpu()]
-            answers[str(place)] += [value.cpu() for value in model.predictions(scores).values()]
     on_cpu, on_device = answers.values()
     torch.testing.assert_close(on_device, on_cpu)
     torch.testing.assert_close(on_cpu[0], on_cpu[2])

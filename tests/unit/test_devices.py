@@ -59,7 +59,8 @@ def test_rankings_embeddings_and_forecasts(tiny_config, tiny_model, extractor, r
 
     def answer(model):
         candidates = CandidateSet(model, extractor, [TASK], **chosen)
-        asked = {"tasks": [TASK], "candidates": candidates, "embedding": True, "forecasts": True, "horizon_days": 30}
+        asked = {"tasks": [TASK], "candidates": candidates, "embedding": True, "forecasts": True, "days": [7.0, 100.0]}
+        asked["horizon_days"] = 30
         return Predictor(model, extractor).ask(rows, Questions(**asked))
 
     found, expected = on_both(model, answer)

@@ -81,12 +81,6 @@ def batch(data, model):
     return {name: value for name, value in inputs.items() if name != "labels"}
 
 
-def test_one_task_has_the_scores_that_it_has_among_all(model, batch):
-    ((name, scores),) = model(**batch, tasks=["items"]).logits.items()
-    torch.testing.assert_close(scores, model(**batch).logits["items"])
-    assert name == "items"
-
-
 def test_a_question_needs_the_columns_of_its_task_alone(model, data):
     rows, predictor = PreparedRows(data.rows).__getitems__([*range(12)]), Predictor(model, data.extractor)
     needed = [{name: row[name] for name in ("times", "visits", "feature_type", "feature_items")} for row in rows]

@@ -150,5 +150,3 @@ def test_the_script_says_how_many_pairs_it_hid(checkpoint, data, tmp_path, comma
     said = command("push_to_hub", *words, "--output_dir", tmp_path / "out")
     number = write_upload_folder(checkpoint, tmp_path / "again", data, LEAST).pairs
     assert number and f" values are hidden, and {number:,} weights of pairs of labels" in said
-    card = (tmp_path / "out" / "README.md").read_text()
-    assert f"{number:,} weights of pairs of labels that fewer than {LEAST} customers have both of are left out" in card
