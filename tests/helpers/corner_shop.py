@@ -4,32 +4,32 @@
 
 import numpy as np
 import pandas as pd
+import yaml
 
 VALIDATION, TEST = "2017-10-01", "2017-11-01"
 # "type", "items" and "a.b" mean something to dicts, modules and paths; the order is not alphabetical.
-SCHEMA = {
-    "name": "corner_shop",
-    "customer": "who",
-    "time": "when",
-    "visit": "basket",
-    "token_type": "action",
-    "features": [
-        {"name": "type", "column": "action"},
-        {"name": "items", "column": "item"},
-        {"name": "a.b", "column": "price", "kind": "numeric", "bins": 4},
-        {"name": "aisle"},
-        {"name": "weekday", "kind": "weekday"},
-        {"name": "gap", "kind": "days_since_visit", "bins": 4},
-    ],
-    "profile": [{"name": "age"}],
-    "amount": "a.b",
-    "tasks": ["items", "aisle", "type"],
-    "target_token_types": ["buy"],
-    "end_of_visit": "end_of_visit",
-    "max_events": 40,
-    "cutoffs": {"validation": VALIDATION, "test": TEST},
-    "min_history": 3,
-}
+SCHEMA = yaml.safe_load("""
+name: corner_shop
+customer: who
+time: when
+visit: basket
+token_type: action
+features:
+- {name: type, column: action}
+- {name: items, column: item}
+- {name: a.b, column: price, kind: numeric, bins: 4}
+- {name: aisle}
+- {name: weekday, kind: weekday}
+- {name: gap, kind: days_since_visit, bins: 4}
+profile: [{name: age}]
+amount: a.b
+tasks: [items, aisle, type]
+target_token_types: [buy]
+end_of_visit: end_of_visit
+max_events: 40
+min_history: 3
+""")
+SCHEMA["cutoffs"] = {"validation": VALIDATION, "test": TEST}
 
 
 def make_log(customers=34, seed=0):

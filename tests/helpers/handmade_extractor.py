@@ -5,40 +5,39 @@
 from typing import Any
 
 import numpy as np
+import yaml
 
 from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
 
 MISSING, UNKNOWN = 0, 1
 BUY, CLICK, START, CLOSE = 2, 3, 4, 5
 # "type", "items" and "a.b" mean something to dicts, modules and paths; the order is not alphabetical.
-FEATURES = [
-    {"name": "type", "column": "action"},
-    {"name": "items", "column": "item"},
-    {"name": "a.b", "kind": "numeric", "column": "price"},
-    {"name": "hour", "kind": "hour", "column": None},
-    {"name": "weekday", "kind": "weekday", "column": None},
-    {"name": "gap", "kind": "days_since_visit", "column": None},
-    {"name": "age", "profile": True},
-    {"name": "Income", "kind": "numeric", "profile": True},
-]
-SETTINGS: dict[str, Any] = {
-    "features": FEATURES,
-    "vocabularies": {
-        "type": ["buy", "click", "history_start", "close"],
-        "items": ["7", "tea", "true"],
-        "age": ["young", "old"],
-    },
-    "bins": {"a.b": [0.1, 2.5], "gap": [0.5, 1.0], "Income": [100.0]},
-    "customer": "who",
-    "time": "when",
-    "token_type": "action",
-    "visit": "basket",
-    "amount": "a.b",
-    "tasks": ["items", "type"],
-    "target_token_types": ["buy"],
-    "end_of_visit": "close",
-    "max_events": 8,
-}
+SETTINGS: dict[str, Any] = yaml.safe_load("""
+features:
+- {name: type, column: action}
+- {name: items, column: item}
+- {name: a.b, kind: numeric, column: price}
+- {name: hour, kind: hour, column: null}
+- {name: weekday, kind: weekday, column: null}
+- {name: gap, kind: days_since_visit, column: null}
+- {name: age, profile: true}
+- {name: Income, kind: numeric, profile: true}
+vocabularies:
+  type: [buy, click, history_start, close]
+  items: ['7', tea, 'true']
+  age: [young, old]
+bins: {a.b: [0.1, 2.5], gap: [0.5, 1.0], Income: [100.0]}
+customer: who
+time: when
+token_type: action
+visit: basket
+amount: a.b
+tasks: [items, type]
+target_token_types: [buy]
+end_of_visit: close
+max_events: 8
+""")
+FEATURES = SETTINGS["features"]
 MONDAY = "2017-01-02"
 
 

@@ -15,14 +15,14 @@ HEADERS = {"Authorization": f"Bearer {TOKEN}"}
 NOW = datetime(2018, 1, 1, tzinfo=UTC)
 
 
-def as_requests(log, customers=None, customer="who", time="when"):
+def as_requests(log, customers=None):
     """A log's events as POST /events takes them; the event id is the number of the row."""
     found = []
     for number, row in enumerate(json.loads(log.to_json(orient="records", date_format="iso"))):
-        name = row.pop(customer)
+        name = row.pop("who")
         if customers is None or name in customers:
             event = {column: value for column, value in row.items() if value is not None}
-            event[time] = event[time].removesuffix("Z")
+            event["when"] = event["when"].removesuffix("Z")
             found.append({"event_id": f"e{number}", "customer_id": name, "event": event})
     return found
 

@@ -8,6 +8,7 @@ import fsspec
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
+import yaml
 
 from modeling_mcm import MCMFeatureExtractor
 from modeling_mcm.data import EventSchema, PreparedData
@@ -16,29 +17,30 @@ from modeling_mcm.preparation.engine import open_engine
 from modeling_mcm.preparation.tables import open_rows
 
 VALIDATION, TEST = datetime(2024, 3, 1), datetime(2024, 4, 1)
-SCHEMA = {
-    "name": "synthetic",
-    "customer": "user",
-    "time": "at",
-    "visit": "session",
-    "token_type": "kind",
-    "features": [
-        {"name": "token_type", "column": "kind"},
-        {"name": "type", "column": "item", "min_count": 2},
-        {"name": "a.b", "column": "group"},
-        {"name": "Type", "column": "flag"},
-        {"name": "price", "kind": "numeric", "bins": 5},
-        {"name": "hour", "kind": "hour"},
-        {"name": "weekday", "kind": "weekday"},
-        {"name": "days_since_visit", "kind": "days_since_visit", "bins": 4},
-    ],
-    "profile": [{"name": "items", "column": "age"}, {"name": "income", "kind": "numeric", "bins": 3}],
-    "tasks": ["type", "a.b", "token_type"],
-    "target_token_types": ["buy"],
-    "end_of_visit": "end_of_visit",
-    "cutoffs": {"validation": VALIDATION.isoformat(), "test": TEST.isoformat()},
-    "min_history": 3,
-}
+SCHEMA = yaml.safe_load("""
+name: synthetic
+customer: user
+time: at
+visit: session
+token_type: kind
+features:
+- {name: token_type, column: kind}
+- {name: type, column: item, min_count: 2}
+- {name: a.b, column: group}
+- {name: Type, column: flag}
+- {name: price, kind: numeric, bins: 5}
+- {name: hour, kind: hour}
+- {name: weekday, kind: weekday}
+- {name: days_since_visit, kind: days_since_visit, bins: 4}
+profile:
+- {name: items, column: age}
+- {name: income, kind: numeric, bins: 3}
+tasks: [type, a.b, token_type]
+target_token_types: [buy]
+end_of_visit: end_of_visit
+min_history: 3
+""")
+SCHEMA["cutoffs"] = {"validation": VALIDATION.isoformat(), "test": TEST.isoformat()}
 
 
 def make_log(seed=0, customers=12, visits=14):

@@ -5,14 +5,12 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from choices import NO_DROPOUT, pretraining_options
 from folders import assert_same_weights, losses, read_json, remove_files
-from forked_runs import free_port
+from forked_runs import ROOT, free_port
 
-ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = ROOT / "configuration" / "accelerate"
 pytestmark = pytest.mark.slow
 

@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import yaml
 from answers import flatten
 from choices import EXTENDED, STATE, TINY, from_data, perturb
 from corner_shop import SCHEMA, make_profile
@@ -26,13 +27,27 @@ from hypothesis import strategies as st
 from in_process import call
 from serving_client import make_client, make_service
 
-from modeling_mcm import CustomerModel, LiveCustomer, MCMConfig, MCMForMultiTaskRecommendation
+from modeling_mcm import (
+    CustomerModel,
+    LiveCustomer,
+    MCMConfig,
+    MCMForActionRecommendation,
+    MCMForCustomerPrediction,
+    MCMForMultiTaskRecommendation,
+)
+from modeling_mcm.action_inputs_mcm import EncodedActions
 from modeling_mcm.data import EventSchema, PreparedData
 from modeling_mcm.data.collator import MCMCollator
 from modeling_mcm.inputs_mcm import Customers
 from modeling_mcm.live.customer import LiveHistory
 from modeling_mcm.page.histories import Histories
-from modeling_mcm.pipeline_mcm import CustomerEmbeddingPipeline, CustomerForecastPipeline, PreferenceScoresPipeline
+from modeling_mcm.pipeline_mcm import (
+    ActionScoresPipeline,
+    CustomerEmbeddingPipeline,
+    CustomerForecastPipeline,
+    CustomerPredictionPipeline,
+    PreferenceScoresPipeline,
+)
 from modeling_mcm.preparation import prepare
 
 AS_OF, K = "2017-12-31", 4
@@ -76,20 +91,21 @@ def make_events(kind, seed=0, customers=9, later=False):
 
 
 NO_TIMES = {"time": None, "cutoffs": "leave_one_out", "features": SCHEMA["features"][:4], "amount": None}
-KINDS = {  # by name what differs from the corner shop's schema
-    "baskets": {},
-    "days": {"visit": "visit_day"},
-    "times": {"visit": None},
-    "place": NO_TIMES | {"order": "place"},
-    "rows": NO_TIMES | {"order": "rows", "visit": None},
-    "Europe/Berlin": {"time_zone": "Europe/Berlin", "visit": "visit_day"},
-    "+05:30": {"time_zone": "+05:30", "visit": "visit_day"},
-    "refunds": {},
-    "numbers": {},
-    "equal events count once": {"on_duplicate": "drop", "visit": "visit_day"},
-    "readable events": {"visit": None},
-    "one kind of event": {"token_type": None, "target_token_types": [], "tasks": ["items", "aisle"]},
-}
+# By name what differs from the corner shop's schema
+KINDS = yaml.safe_load("""
+baskets: {}
+days: {visit: visit_day}
+times: {visit: null}
+place: {order: place}
+rows: {order: rows, visit: null}
+Europe/Berlin: {time_zone: Europe/Berlin, visit: visit_day}
+'+05:30': {time_zone: '+05:30', visit: visit_day}
+refunds: {}
+numbers: {}
+equal events count once: {on_duplicate: drop, visit: visit_day}
+readable events: {visit: null}
+one kind of event: {token_type: null, target_token_types: [], tasks: [items, aisle]}
+""")
 QUESTIONS = {
     "next visit": {"tasks": None},
     "within a month": {"tasks": ["aisle"], "horizon_days": 30.0},
@@ -97,12 +113,21 @@ QUESTIONS = {
     "what is new, but for a label": {"tasks": ["items"], "exclude": ["seen", FOURTH]},
     "embedding": {"embedding": True},
     "forecasts": {"forecasts": True, "days": [3.0, 40.0]},
+    "label": {"prediction": True},
+    "offers": {"offers": True},
 }
+HEADS = {"prediction": MCMForCustomerPrediction, "offers": MCMForActionRecommendation}
 
 
 class Shop(SimpleNamespace):
     def __repr__(self):
         return f"<{self.kind}>"
+
+
+def save(folder, *parts):
+    for part in parts:
+        part.save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -111,7 +136,7 @@ def shop(request, tmp_path_factory):
     """The log of a kind, its prepared data, and a tiny model whose every weight has a say."""
     kind, place = request.param, tmp_path_factory.mktemp("shop")
     log, schema = make_events(kind, later=True), SCHEMA | {"cutoffs": {"validation": "2017-12-30", "test": AS_OF}}
-    schema |= {"min_history": 1} | KINDS[kind]
+    schema |= {"min_history": 1} | (NO_TIMES if "order" in KINDS[kind] else {}) | KINDS[kind]
     profile = make_profile(log.assign(who=log["who"].map(lambda name: f"c{name}" if kind == "numbers" else name)))
     profile["who"] = sorted(log["who"].unique())
     log.to_parquet(place / "events.parquet")
@@ -128,15 +153,28 @@ def shop(request, tmp_path_factory):
     model.scorer.chance.copy_(torch.tensor([0.5, 0.9, -0.2]))
     if extractor.time:
         fill_forecaster(model)
-    for part in (model, extractor):
-        part.save_pretrained(place / "model")
+    save(place / "model", model, extractor)
     stock = pd.DataFrame({"items": extractor.vocabularies["items"][1::2]})
     stock["aisle"] = [f"aisle {number % 3}" for number in range(len(stock))]
     stock.to_parquet(place / "stock.parquet")
+    actions = pd.DataFrame({"action_id": ["one", "one", "two", "two"], "item": extractor.vocabularies["items"][:4]})
+    actions["time"] = ["2017-01-01", "2018-06-01", "2017-01-01", "2017-01-01"]  # two versions; two rows of one
+    actions = actions.assign(action="buy").to_dict("records")
+    pd.DataFrame(actions).to_parquet(place / "actions.parquet")
     ages = {str(row["who"]): {"age": row["age"]} for row in profile.to_dict("records")}
     histories = {str(name): rows for name, rows in log.groupby("who") if str(name) not in ("c98", "99")}
     parts = {"place": place, "log": log, "extractor": extractor, "model": model, "stock": stock, "kind": kind}
-    return Shop(**parts, ages=ages, histories=histories)
+    return Shop(**parts, actions=actions, folder=place / "model", ages=ages, histories=histories)
+
+
+def with_head(shop, question):
+    """The shop of the model that answers a question: for one of a head the same encoder with that head."""
+    if not (head := HEADS.get(next(iter(question)))):
+        return shop
+    torch.manual_seed(0)
+    labels = {"id2label": {0: "stays", 1: "leaves"}} if head is MCMForCustomerPrediction else {}
+    model = perturb(head.from_pretrained(shop.folder, **labels).eval())
+    return Shop(**vars(shop) | {"model": model, "folder": save(shop.place / "head", model, shop.extractor)})
 
 
 # ------------------------------------------------------------------------------------------- what answers should be
@@ -154,7 +192,17 @@ def ask_by_hand(shop, question, as_of=AS_OF, with_profile=True, inputs=None):
             row = {key: value[is_read] if np.ndim(value) else value for key, value in row.items() if value is not None}
             row["visits"] = np.unique(row["visits"], return_inverse=True)[1].astype(np.int32)
         times = None if extractor.order else [pd.Timestamp(as_of).timestamp()]
+        if "offers" in question:
+            actions = EncodedActions(extractor, model.config, shop.actions, times and times[0])
+            output = model(**actions.batch([row], actions.offered[None], times))
+            table = pd.DataFrame(output.logits[0].sigmoid(), actions.action_ids, model.config.action_outcomes)
+            answers[name] = flatten(table.to_dict("index"))
+            continue
         batch = inputs[name] if inputs else dict(extractor.pad([row], as_of=times))
+        if "prediction" in question:
+            chances = model(**batch).logits[0].softmax(0).tolist()
+            answers[name] = dict(zip(model.config.id2label.values(), chances, strict=True))
+            continue
         days = question.get("days", []) + [30.0] * bool(question.get("horizon_days"))
         output = model(**batch, horizon_days=question.get("horizon_days"), forecast_days=days or None)
         if "embedding" in question:
@@ -208,12 +256,15 @@ def as_customers(shop):
 
 
 def ask_pipelines(shop, question, at_construction=False):
-    time = {} if shop.extractor.order else {"as_of": AS_OF}
-    kind, options = PreferenceScoresPipeline, choose(shop, question, top_k=K, **time)
-    if "tasks" not in question:
-        kind, options = CustomerEmbeddingPipeline, time
-    if "forecasts" in question:
-        kind, options = CustomerForecastPipeline, time | {"days": question["days"]}
+    time, what = {} if shop.extractor.order else {"as_of": AS_OF}, next(iter(question))
+    kind, more = {
+        "tasks": (PreferenceScoresPipeline, {"top_k": K}),
+        "embedding": (CustomerEmbeddingPipeline, {}),
+        "forecasts": (CustomerForecastPipeline, {"days": question.get("days")}),
+        "prediction": (CustomerPredictionPipeline, {}),
+        "offers": (ActionScoresPipeline, {"actions": shop.actions}),
+    }[what]
+    options = choose(shop, question, **time | more)
     first, then = (options, {}) if at_construction else ({}, options)
     if at_construction and "tasks" in options:  # the call goes before the construction
         first, then = (
@@ -249,16 +300,24 @@ def ask_one(live, shop, question, *time):
         return live.embedding(*time)
     if "forecasts" in question:
         return live.forecast(*time, days=question["days"])
+    if "prediction" in question:
+        return live.predict(*time)
+    if "offers" in question:
+        return live.offers(shop.actions, *time)
     return live.scores(*time, k=K, **choose(shop, question))
 
 
 def ask_frame(shop, question):
+    if "offers" in question:
+        return None  # which has none
     model = CustomerModel(shop.model, shop.extractor, shop.log)
     time = {} if shop.extractor.order else {"as_of": AS_OF}
     if "embedding" in question:
         return {name: flatten(row) for name, row in zip(model.customers, model.embed(**time).to_numpy(), strict=True)}
     if "forecasts" in question:
         return model.forecast(days=question["days"], **time).to_dict("index")
+    if "prediction" in question:
+        return model.predict(**time).to_dict("index")
     table = model.recommend(k=K, **choose(shop, question, **time))
     table["label"] = table["task"] + "/" + table["label"]
     parts = {name: part.set_index("label")[["score", "chance"]] for name, part in table.groupby("customer")}
@@ -272,9 +331,12 @@ def ask_predict(shop, question):
 
 
 def read_predictions(shop, question):
-    files = {"model": "model", "events": "events.parquet", "profile": "profile.parquet", "output_dir": "out"}
+    files = {"model": shop.folder.name, "events": "events.parquet", "profile": "profile.parquet", "output_dir": "out"}
+    files |= {"actions": "actions.parquet"} if "offers" in question else {}
     options = {name: shop.place / file for name, file in files.items()}
-    options |= {"top_k": K if "tasks" in question else 0} | ({} if shop.extractor.order else {"as_of": AS_OF})
+    options |= {"top_k": 0 if "embedding" in question or "forecasts" in question else K} | (
+        {} if shop.extractor.order else {"as_of": AS_OF}
+    )
     options |= {name: question[name] for name in ("horizon_days", "exclude") if name in question}
     options |= {"candidates": shop.place / "stock.parquet", "per_group": "aisle=1"} if "candidates" in question else {}
     words = [word for name, value in options.items() for word in (f"--{name}", value)]
@@ -283,16 +345,24 @@ def read_predictions(shop, question):
     call("run_predict", *words)
     table = pd.read_parquet(shop.place / "out").set_index("customer_id")
     shutil.rmtree(shop.place / "out")
+    if "embedding" in question:
+        return {name: flatten(embedding) for name, embedding in table["embedding"].items()}
+    if "forecasts" in question or "prediction" in question:
+        numbers = table.drop(columns="embedding", errors="ignore")
+        return numbers.rename(columns=lambda name: name.removeprefix("predicted_")).to_dict("index")
+    told = {}
     for name, row in table.iterrows():
-        if "tasks" not in question:
-            yield name, flatten(row["embedding"]) if "embedding" in question else row.drop("embedding").to_dict()
-            continue
-        told = {}
-        for task in question["tasks"] or shop.extractor.tasks:
-            for kind in ("score", "chance"):
-                values = zip(row[task], row[f"{task}_{kind}s"], strict=True)
-                told |= {f"{task}/{label}/{kind}": value for label, value in values}
-        yield name, told
+        ranked = {
+            (column, kind): zip(row[column], row[f"{column}_{kind}s"], strict=True)
+            for column in row.index
+            for kind in ("score", "chance")
+            if f"{column}_{kind}s" in row
+        }
+        if "offers" in question:
+            told[name] = {f"{each}/{outcome}": p for (outcome, _), pairs in ranked.items() for each, p in pairs}
+        else:
+            told[name] = {f"{task}/{each}/{kind}": p for (task, kind), pairs in ranked.items() for each, p in pairs}
+    return told
 
 
 def ask_service(shop, question):
@@ -303,7 +373,8 @@ def ask_service(shop, question):
     client, answers = make_client(service), {}
     options = {name: value for name, value in choose(shop, question).items() if name in ("horizon_days", "exclude")}
     options |= {"days": question["days"]} if "days" in question else {}
-    options |= {"task": question.get("tasks") or []} | ({} if shop.extractor.order else {"as_of": AS_OF})
+    options |= {"task": question["tasks"] or []} if "tasks" in question else {}
+    options |= {} if shop.extractor.order else {"as_of": AS_OF}
     what = next(iter(question)).replace("tasks", "scores").replace("forecasts", "forecast")
     options |= {"k": K} if what == "scores" else {}
     for name, rows in shop.histories.items():
@@ -318,7 +389,11 @@ def ask_service(shop, question):
             ]
             if body:
                 assert client.post("/events", json={"events": body}).status_code == 200
-        found = client.get(f"/customers/{name}/{what}", params=options).json()
+        if what == "offers":
+            body = {"customers": [name], "actions": shop.actions}
+            (found,) = client.post("/offers", params=options, json=body).json()["customers"]
+        else:
+            found = client.get(f"/customers/{name}/{what}", params=options).json()
         answers[name] = flatten(found["tasks" if what == "scores" else what])
     service.close()
     (shop.place / "state.db").unlink()
@@ -326,8 +401,8 @@ def ask_service(shop, question):
 
 
 def ask_page(shop, question):
-    if shop.extractor.order:
-        return None  # which shows logs with times
+    if shop.extractor.order or "prediction" in question or "offers" in question:
+        return None  # which shows logs with times, and a head beside the scores
     files = (str(shop.place / name) for name in ("data", "events.parquet", "profile.parquet"))
     page = Histories(shop.model, shop.extractor, *files)
     return {name: flatten(ask_one(page.case(name).live, shop, question, AS_OF)) for name in shop.histories}
@@ -335,8 +410,8 @@ def ask_page(shop, question):
 
 def ask_evaluation(shop, question):
     """The inputs that evaluation makes of prepared data."""
-    if shop.extractor.order:
-        return None  # each customer's last visit is left out there
+    if shop.extractor.order or "offers" in question:
+        return None  # each customer's last visit is left out there, and offers are read otherwise
     data = PreparedData(shop.place / "data")
     collator = MCMCollator(
         shop.extractor, shop.model.config, "evaluate", cutoff="test", as_of=pd.Timestamp(AS_OF).timestamp()
@@ -363,8 +438,9 @@ ENTRANCES = {
 @pytest.mark.parametrize("question", QUESTIONS)
 def test_every_entrance_gives_what_the_model_says(shop, question):
     question = QUESTIONS[question]
-    if shop.extractor.order and ("forecasts" in question or "horizon_days" in question):
+    if shop.extractor.order and question.keys() & {"forecasts", "horizon_days", "prediction"}:
         return  # which need times
+    shop = with_head(shop, question)
     wanted = {is_told: ask_by_hand(shop, question, with_profile=is_told) for is_told in (True, False)}
     assert len({json.dumps(answer) for answer in wanted[True].values()}) > 4
     for entrance, ask in ENTRANCES.items():
@@ -373,7 +449,8 @@ def test_every_entrance_gives_what_the_model_says(shop, question):
         answers = dict(answers)
         assert answers.keys() >= wanted[True].keys(), entrance
         for name, answer in wanted[entrance != "a frame"].items():  # a frame has no profiles
-            found = {key: value for key, value in answers[name].items() if not key.endswith("/label")}
+            names = {"label", "action_id"}
+            found = {key: value for key, value in answers[name].items() if key.split("/")[-1] not in names}
             assert found == pytest.approx(answer, abs=1e-5, rel=1e-4), f"{entrance}: customer {name}"
 
 

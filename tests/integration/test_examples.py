@@ -5,7 +5,6 @@ test_predict, 7 and 9 in test_finetuning, 8 in test_hub."""
 
 import importlib
 import re
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -14,12 +13,10 @@ import yaml
 from choices import TINY_OVERRIDES
 from corner_shop import SCHEMA
 from folders import read_json
-from in_process import call
+from in_process import ROOT, call
 from tutorial import NOTEBOOK, run_notebook
 
 from modeling_mcm import MCMForMultiTaskRecommendation
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_your_own_log_goes_from_a_file_to_scores(event_log, tmp_path, capsys, monkeypatch):

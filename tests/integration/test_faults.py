@@ -4,7 +4,6 @@
 
 import json
 import shutil
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -12,13 +11,12 @@ import pyarrow.parquet as pq
 import pytest
 from corner_shop import SCHEMA, make_profile
 from folders import content
-from forked_runs import kill_at
+from forked_runs import ROOT, kill_at
 
 from modeling_mcm.data import EventSchema, PreparedManifest, load_prepared
 from modeling_mcm.preparation import prepare
 from synthetic import ShopSettings, make_click_log
 
-ROOT = Path(__file__).resolve().parents[2]
 CLICKS = ROOT / "configuration" / "schemas" / "clickstream.yaml"
 
 

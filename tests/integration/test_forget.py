@@ -109,28 +109,30 @@ def test_they_are_gone_from_data_predictions_log_and_cache(place, forget, save, 
     assert forget(f"{everywhere} --check_only true").endswith(f"{GONE}\n")
 
 
-LEFT = {
-    "scores/old/x.parquet": (b"PAR1 cut", "can't be read"),
-    "scores/.customers-0.parquet.7.partial": (b"c05", "neither Parquet"),
-    "scores/backup.zip": (b"c05", "neither Parquet"),
-    "scores/a.lock": (b"c05", "neither Parquet"),
-    "scores/a.json": (b'{"notes": [{"c05": 1}]}', "1 of the customers"),
-    "scores/b.json": (b'["c21", {"of": "c05"}]', "2 of the customers"),
-    "scores/c.json": (b'{"id": 1234}', "1 of the customers"),
-    "scores/d.json": (b'{"id": "c05"', "can't be read"),
-    "scores/e.json": (b"[" * 10**5, "can't be read"),
-}
+# A file in scores/, what it holds, and what is said of it
+LEFT = """
+old/x.parquet -> PAR1 cut -> can't be read
+.customers-0.parquet.7.partial -> c05 -> neither Parquet
+backup.zip -> c05 -> neither Parquet
+a.lock -> c05 -> neither Parquet
+a.json -> {"notes": [{"c05": 1}]} -> 1 of the customers
+b.json -> ["c21", {"of": "c05"}] -> 2 of the customers
+c.json -> {"id": 1234} -> 1 of the customers
+d.json -> {"id": "c05" -> can't be read
+e.json -> DEEP -> can't be read
+""".strip().splitlines()
 
 
 def test_what_is_left_is_named(place, forget):
     write_scores(place, "scores/hidden.parquet", "scores/old/hidden.parquet")
     (place / "ids.txt").write_text("\n".join([*THEY, "1234"]))
     (place / "scores" / "f.json").write_text('{"c06": [1, null, true]}')
-    for name, (content, _) in LEFT.items():
-        (place / name).write_bytes(content)
+    left = [line.split(" -> ") for line in LEFT]
+    for name, text, _ in left:
+        (place / "scores" / name).write_text(text.replace("DEEP", "[" * 10**5))
     said = forget("--predictions scores", fails="not proven that the customers are gone")
     assert "scores/old/hidden.parquet: 1 of the customers" in said and "f.json" not in said
-    assert [name for name, (_, reason) in LEFT.items() if f"{name}: {reason}" not in said] == []
+    assert [name for name, _, reason in left if f"scores/{name}: {reason}" not in said] == []
 
 
 def test_numbers_and_values_of_features_are_no_customers_but_values_of_the_customers_column_are(place, forget):

@@ -1,17 +1,14 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Scores and chances of two models; embeddings, forecasts, a label and offers of one: the same through every
-entrance, and the same as before a change.
+"""Scores and chances of two models; embeddings, forecasts, a label and offers of one: the same as before a change.
 
-`pytest tests/integration/test_golden_scores.py --update-golden` writes tests/fixtures/golden_scores.json anew, from
-the forward pass.
+`pytest tests/integration/test_golden_scores.py --update-golden` writes tests/fixtures/golden_scores.json anew. A
+pipeline is asked: test_entrances.py says that every entrance gives the same.
 """
 
 import json
 import zlib
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -21,57 +18,33 @@ from answers import flatten
 from corner_shop import make_log
 from fitted import fill_scorer
 from folders import read_json
-from in_process import call
-from serving_client import as_requests, make_client, make_service
 from transformers import pipeline
 from tutorial import DUMMY
 
 from modeling_mcm import (
-    CustomerModel,
-    LiveCustomer,
     MCMFeatureExtractor,
     MCMForActionRecommendation,
     MCMForCustomerPrediction,
     MCMForMultiTaskRecommendation,
 )
-from modeling_mcm.action_inputs_mcm import EncodedActions
 
 GOLDEN = Path(__file__).resolve().parents[1] / "fixtures" / "golden_scores.json"
-STORED = 2  # number of best labels of a task in the file
-AS_OF = "2018-01-15"
-MONTH = {"as_of": "2018-02-01", "horizon_days": 30.0}
-CASES = {  # a model, what is asked, and the options of the question
-    "trained, next visit": ("trained", "scores", {}),
-    "trained, within a month": ("trained", "scores", MONTH),
-    "drawn, next visit": ("drawn", "scores", {}),
-    "drawn, within a month": ("drawn", "scores", MONTH),
-    "embedding": ("few customers", "embedding", {}),
-    "forecasts": ("few customers", "forecast", {}),
-    "label": ("label", "prediction", {}),
-    "offers": ("offers", "offers", {}),
-}
 ACTIONS = [
     {"action_id": action_id, "token_type": "purchase", "product_category": category, "department": department}
     for action_id, category, department in [("eggs", "EGGS", None), ("meat", None, "MEAT"), ("meat", "COFFEE", None)]
 ]
-
-
-class Shop(NamedTuple):
-    """A model with its feature extractor, a place that has their folder, and a log of customers."""
-
-    model: torch.nn.Module
-    extractor: MCMFeatureExtractor
-    place: Path
-    log: pd.DataFrame
-
-    @property
-    def folder(self):
-        return str(self.place / "model")
-
-    @property
-    def histories(self):
-        """The events of each customer, by name."""
-        return dict(list(self.log.groupby(self.extractor.customer)))
+SCORES = {"top_k": 2}  # best labels of a task in the file
+MONTH = SCORES | {"as_of": "2018-02-01", "horizon_days": 30.0}
+CASES = {  # a model, a pipeline, and the options of its call
+    "trained, next visit": ("trained", "preference-scores", SCORES),
+    "trained, within a month": ("trained", "preference-scores", MONTH),
+    "drawn, next visit": ("drawn", "preference-scores", SCORES),
+    "drawn, within a month": ("drawn", "preference-scores", MONTH),
+    "embedding": ("few customers", "customer-embedding", {}),
+    "forecasts": ("few customers", "customer-forecast", {}),
+    "label": ("label", "customer-prediction", {}),
+    "offers": ("offers", "action-scores", {"actions": ACTIONS}),
+}
 
 
 def make_small_shop_log(extractor):
@@ -100,8 +73,8 @@ def draw_by_name(part, std=0.3):
 
 
 @pytest.fixture
-def shop(case, request, tmp_path):
-    """The model of a case with its customers."""
+def shop(case, request):
+    """The model of a case, its feature extractor, and the events of its customers by name."""
     name, extractor = CASES[case][0], MCMFeatureExtractor.from_pretrained(str(DUMMY))
     log = make_small_shop_log(extractor)
     if name == "drawn":
@@ -122,146 +95,25 @@ def shop(case, request, tmp_path):
         model = MCMForMultiTaskRecommendation.from_pretrained(str(DUMMY))
     if name not in ("trained", "drawn"):
         log = log[log["household_id"].str.endswith("7")]
-    for part in (model, extractor):
-        part.save_pretrained(tmp_path / "model")
-    return Shop(model.eval(), extractor, tmp_path, log)
+    return model.eval(), extractor, dict(list(log.groupby(extractor.customer)))
 
 
-# Each entrance gives an answer for each customer.
-
-
-def ask_forward(shop, what, as_of, **options):
-    model, extractor = shop.model, shop.extractor
-    rows = [extractor.encode({"events": events}) for events in shop.histories.values()]
-    times = [pd.Timestamp(as_of).timestamp()] * len(rows)
-    if what == "offers":
-        actions = EncodedActions(extractor, model.config, ACTIONS)
-        offered = np.tile(np.arange(len(actions.action_ids)), (len(rows), 1))
-        chances = model(**actions.batch(rows, offered, times)).logits.sigmoid()
-        tables = (pd.DataFrame(row, actions.action_ids, model.config.action_outcomes) for row in chances.tolist())
-        return [table.to_dict("index") for table in tables]
-    output = model(**extractor.pad(rows, as_of=times), **options)
-    if what == "embedding":
-        return output.pooler_output.tolist()
-    if what == "forecast":
-        return pd.DataFrame({name: values.tolist() for name, values in output.forecasts.items()}).to_dict("records")
-    if what == "prediction":
-        return pd.DataFrame(output.logits.softmax(1), columns=model.config.id2label.values()).to_dict("records")
-    answers = [{} for _ in rows]
-    for task, scores in output.logits.items():
-        chances = model.chances(task, scores.double().log_softmax(1), options.get("horizon_days"))
-        if output.forecasts and "horizon_days" in options:
-            chances *= output.forecasts["visit_probability_30d"][:, None]
-        scores[:, extractor.own_ids(task)] = -torch.inf  # they get no share of the scores
-        for answer, row, chance in zip(answers, scores.softmax(1), chances, strict=True):
-            best = row.topk(STORED).indices
-            labels = extractor.decode_labels(task, best.tolist())
-            answer[task] = pd.DataFrame({"score": row[best], "chance": chance[best]}, labels).to_dict("index")
-    return answers
-
-
-PIPELINES = {
-    "scores": "preference-scores",
-    "embedding": "customer-embedding",
-    "forecast": "customer-forecast",
-    "prediction": "customer-prediction",
-    "offers": "action-scores",
-}
-
-
-def ask_pipeline(shop, what, as_of, **options):
-    given = [{"events": events} for events in shop.histories.values()]
-    options |= {"as_of": as_of} | ({"actions": ACTIONS} if what == "offers" else {})
-    return pipeline(PIPELINES[what], model=shop.folder)(given, batch_size=16, **options)
-
-
-def ask_live_customers(shop, what, as_of, **options):
-    for events in shop.histories.values():
-        live = LiveCustomer(shop.model, shop.extractor)
-        live.add(events)
-        if what == "offers":
-            yield live.offers(ACTIONS, as_of)
-        else:
-            yield getattr(live, {"prediction": "predict"}.get(what, what))(as_of, **options)
-
-
-def ask_customer_model(shop, what, as_of, **options):
-    model = CustomerModel.load(shop.folder, shop.log)
-    if what == "scores":
-        tables = model.recommend(as_of=as_of, **options).groupby("customer")
-        return [{task: part.to_dict("records") for task, part in table.groupby("task")} for _, table in tables]
-    if what == "embedding":
-        return model.embed(as_of=as_of).to_numpy()
-    return getattr(model, {"prediction": "predict"}.get(what, what))(as_of=as_of).to_dict("records")
-
-
-def ask_predict(shop, what, as_of, **options):
-    names, place = [*shop.histories], shop.place
-    shop.log.to_parquet(place / "log.parquet")
-    nothing = pd.DataFrame({shop.extractor.customer: names, "age": pd.NA}, dtype="string")
-    nothing.to_parquet(place / "profile.parquet")
-    options |= {"events": place / "log.parquet", "profile": place / "profile.parquet", "as_of": as_of}
-    if what == "offers":
-        pd.DataFrame(ACTIONS).to_parquet(place / "actions.parquet")
-        options["actions"] = place / "actions.parquet"
-    words = [word for name, value in options.items() for word in (f"--{name}", value)]
-    call("run_predict", "--model", shop.folder, "--output_dir", place / "predictions", *words)
-    for row in pd.read_parquet(place / "predictions").set_index("customer_id").loc[names].to_dict("records"):
-        ranked = [name.removesuffix("_scores") for name in row if name.endswith("_scores")]
-        if what == "embedding":
-            yield row["embedding"]
-        elif what == "offers":
-            yield {
-                f"{each}/{name}": p
-                for name in ranked
-                for each, p in zip(row[name], row[f"{name}_scores"], strict=True)
-            }
-        else:
-            answer = {name.removeprefix("predicted_"): value for name, value in row.items()}
-            for task in ranked:
-                for kind in ("score", "chance"):
-                    answer |= {
-                        f"{task}/{each}/{kind}": p for each, p in zip(row[task], row[f"{task}_{kind}s"], strict=True)
-                    }
-            yield answer
-
-
-def ask_service(shop, what, **options):
-    pytest.importorskip("fastapi", reason="FastAPI not installed")
-    clock = {"clock": lambda: datetime(2018, 2, 2, tzinfo=UTC)}
-    service = make_service(shop.model, shop.extractor, shop.place / "state.db", **clock)
-    client, names = make_client(service), [*shop.histories]
-    events = as_requests(shop.log, customer=shop.extractor.customer, time=shop.extractor.time)
-    for start in range(0, len(events), 1000):
-        assert client.post("/events", json={"events": events[start : start + 1000]}).status_code == 200
-    if what == "offers":
-        found = client.post("/offers", json={"customers": names, "actions": ACTIONS}, params=options).json()
-        answers = [answer["offers"] for answer in found["customers"]]
-    else:
-        found = [client.get(f"/customers/{name}/{what}", params=options).json() for name in names]
-        answers = [answer["tasks" if what == "scores" else what] for answer in found]
-    service.close()
-    return answers
-
-
-ENTRANCES = [ask_forward, ask_pipeline, ask_live_customers, ask_customer_model, ask_predict, ask_service]
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("ask", ENTRANCES)
 @pytest.mark.parametrize("case", CASES)
-def test_answers_are_golden(shop, case, ask, request):
+def test_answers_are_golden(shop, case, request):
+    model, extractor, histories = shop
     _, what, options = CASES[case]
-    if what == "offers" and ask is ask_customer_model:
-        return  # which has no offers
-    answers = [flatten(answer) for answer in ask(shop, what, **{"as_of": AS_OF} | options)]
+    ask = pipeline(what, model=model, feature_extractor=extractor)
+    found = ask([{"events": events} for events in histories.values()], **{"as_of": "2018-01-15"} | options)
+    answers = dict(zip(histories, map(flatten, found), strict=True))
     stored = read_json(GOLDEN)
-    if request.config.getoption("update_golden") and ask is ask_forward:
-        rounded = [{name: round(value, 6) for name, value in answer.items()} for answer in answers]
-        stored[case] = dict(zip(shop.histories, rounded, strict=True))
+    if request.config.getoption("update_golden"):
+        stored[case] = {
+            customer: {name: round(value, 6) for name, value in answer.items() if not isinstance(value, str)}
+            for customer, answer in answers.items()
+        }
         GOLDEN.write_text(json.dumps(stored).replace("}, ", "},\n") + "\n")
-    assert len(answers) == (50 if what == "scores" else 5)
-    assert list(stored[case]) == [*shop.histories]
-    for answer, expected in zip(answers, stored[case].values(), strict=True):
-        found = {name: answer[name] for name in expected}
-        assert found == pytest.approx(expected, abs=1e-5, rel=1e-4 if what in ("embedding", "forecast") else 0)
+    assert list(stored[case]) == list(answers) and len(answers) == (50 if what == "preference-scores" else 5)
+    tolerance = 1e-4 if what in ("customer-embedding", "customer-forecast") else 0
+    for customer, expected in stored[case].items():
+        found = {name: answers[customer][name] for name in expected}
+        assert found == pytest.approx(expected, abs=1e-5, rel=tolerance)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from fake_hub import FakeHub, refusal
 from folders import update_json
+from in_process import ROOT
 from safetensors import safe_open
 from transformers import TrainingArguments
 
@@ -19,7 +20,6 @@ from modeling_mcm import MCMFeatureExtractor
 from modeling_mcm.hub import files_to_publish
 
 publishing = importlib.import_module("modeling_mcm.hub.publish")  # the name is that of a function, too
-ROOT = Path(__file__).resolve().parents[2]
 TOKEN, READER, BAD = "hf_AnnMayWriteToOrg01", "hf_BobMayOnlyRead0002", "hf_NobodyKnowsThis003"
 REPO = "org/mcm-base"
 PRIVATE = ["/home/joe", "joe's", "acme-internal", TOKEN, READER]

@@ -44,7 +44,6 @@ def answer_elsewhere(source, customers, folder):
 @pytest.mark.parametrize(
     ("choices", "kinds"),
     [
-        pytest.param({}, ["preference-scores"], id="paper", marks=pytest.mark.slow),
         pytest.param({}, ["preference-scores", "action-scores"], id="paper, offers"),
         pytest.param({"extended": True}, ["preference-scores", "action-scores"], id="offers", marks=pytest.mark.slow),
         pytest.param(None, ["preference-scores", "customer-forecast"], id="trained"),

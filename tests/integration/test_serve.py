@@ -30,10 +30,11 @@ pytest.importorskip("fastapi", reason="FastAPI not installed")
 PATIENCE = 300  # seconds for a start
 
 
-def open_live(folder, profile=None):
+def open_live(folder):
     """A customer of a checkpoint, without a service."""
-    parts = (each.from_pretrained(folder) for each in (MCMForMultiTaskRecommendation, MCMFeatureExtractor))
-    return LiveCustomer(*parts, profile)
+    return LiveCustomer(
+        *(each.from_pretrained(folder) for each in (MCMForMultiTaskRecommendation, MCMFeatureExtractor))
+    )
 
 
 class Server:
@@ -81,9 +82,8 @@ def serve():
 
 def test_a_process_answers_as_a_live_customer_and_logs_requests(serve, save, event_log, tmp_path):
     folder = save(extended=True)
-    server, live = serve(folder, tmp_path / "state.db", "--log_requests"), open_live(folder, {"age": "old"})
-    requests = [each | {"profile": {"age": "old"}} for each in as_requests(event_log, ["c01"])]
-    random.Random(0).shuffle(requests)
+    server, live = serve(folder, tmp_path / "state.db", "--log_requests"), open_live(folder)
+    requests = as_requests(event_log, ["c01"])
     server.ask("/v1/events", {"events": requests})
     live.add([each["event"] for each in requests])
     assert_same(server.ask("/v1/customers/c01/scores")["tasks"], live.scores())

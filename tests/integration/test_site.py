@@ -6,9 +6,9 @@ import re
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from in_process import ROOT
 
 pytest.importorskip("zensical", reason="zensical not installed")
 pytest.importorskip("mkdocstrings", reason="mkdocstrings not installed")
@@ -22,7 +22,6 @@ import modeling_mcm.scoring
 import modeling_mcm.serving
 
 pytestmark = pytest.mark.slow
-ROOT = Path(__file__).resolve().parents[2]
 ROOMS = modeling_mcm.data, modeling_mcm.evaluation, modeling_mcm.hub, modeling_mcm.preparation
 PACKAGES = [modeling_mcm, *ROOMS, modeling_mcm.scoring, modeling_mcm.serving]
 

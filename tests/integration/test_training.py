@@ -7,7 +7,6 @@ Golden losses: `pytest tests/integration/test_training.py --update-golden` write
 
 import json
 import re
-from pathlib import Path
 
 import forked_runs
 import numpy as np
@@ -16,6 +15,7 @@ import pytest
 import torch
 from choices import EXTENDED, NO_DROPOUT, pretraining_options
 from folders import assert_same_weights, logged, losses, read_json, weights
+from in_process import ROOT
 
 from modeling_mcm import MCMFeatureExtractor, MCMForMultiTaskRecommendation
 from modeling_mcm.data import PreparedData
@@ -23,7 +23,6 @@ from modeling_mcm.data.collator import MCMCollator, PreparedRows
 from modeling_mcm.scorer_mcm import NEXT_VISIT
 from modeling_mcm.training.labels import popularity
 
-ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests" / "fixtures" / "golden_loss.json"
 STEPS = 20
 # Every choice that goes beyond the paper; not one of configuration/, so that tuning those moves no golden loss.

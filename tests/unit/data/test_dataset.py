@@ -4,8 +4,8 @@
 
 import os
 import shutil
+from pathlib import Path
 
-import pandas as pd
 import pytest
 from folders import flipped_bits
 from in_process import call
@@ -40,25 +40,9 @@ def test_a_flipped_bit_beside_the_shards_is_found(prepared, tmp_path, name):
     PreparedData(tmp_path / "data")
 
 
-def flip(path):
-    next(flipped_bits(path))
-
-
-def put_nan(path):
-    rows = pd.read_parquet(path)
-    rows.assign(**{"value_a.b": rows["value_a.b"] * float("nan")}).to_parquet(path)
-
-
-BAD_DATA = {
-    "no shard": (lambda path: path.unlink(), "missing.*prepare the data again"),
-    "a cut shard": (lambda path: path.write_bytes(path.read_bytes()[:-50]), "is missing or not the file"),
-    "NaN": (put_nan, "is missing or not the file of the manifest"),
-    "a bit": (flip, "is missing or not the file of the manifest"),
-}
-
-
-@pytest.mark.parametrize(("change", "message"), BAD_DATA.values(), ids=BAD_DATA)
-def test_every_entrance_refuses_damaged_data(prepared, save, tmp_path, change, message):
+@pytest.mark.parametrize("change", [Path.unlink, lambda path: next(flipped_bits(path))], ids=["no shard", "a bit"])
+def test_every_entrance_refuses_damaged_data(prepared, save, tmp_path, change):
+    message = "is missing or not the file of the manifest: prepare the data again"
     folder, model = tmp_path / "data", save(extended=True)
     shutil.copytree(prepared, folder)
     path = sorted(folder.glob("customers-*"))[0]

@@ -2,16 +2,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The event schema: reads back what it writes, and says what is wrong with a file."""
 
-from pathlib import Path
-
 import pytest
 import yaml
+from in_process import ROOT
 
 from modeling_mcm import MCMFeatureExtractor
 from modeling_mcm.data import EventSchema
 from modeling_mcm.data.schema import example_values
 
-ROOT = Path(__file__).parents[3]
 SCHEMAS = [
     *sorted((ROOT / "configuration" / "schemas").glob("*.yaml")),
     *sorted((ROOT / "modeling_mcm").rglob("*.yaml")),

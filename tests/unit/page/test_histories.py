@@ -19,12 +19,7 @@ WHO = ["c05", "c07", "c21"]
 
 
 @pytest.fixture
-def model(tiny_model):
-    return tiny_model(extended=True)
-
-
-@pytest.fixture
-def page(model, extractor, tmp_path):
+def page(tiny_model, extractor, tmp_path):
     """A function that gives the customers of a log and of the data set that was prepared from it."""
 
     def make(log, data, name="page", extractor=extractor):
@@ -32,16 +27,16 @@ def page(model, extractor, tmp_path):
         log.to_parquet(tmp_path / name / "log.parquet")
         make_profile(log).to_parquet(tmp_path / name / "profile.parquet")
         files = [str(tmp_path / name / f"{file}.parquet") for file in ("log", "profile")]
-        return Histories(model, extractor, str(tmp_path / name), *files).wait()
+        return Histories(tiny_model(extended=True), extractor, str(tmp_path / name), *files).wait()
 
     return make
 
 
-def test_the_model_knows_what_came_before_the_cutoff(page, event_log, prepared, model, extractor):
+def test_the_model_knows_what_came_before_the_cutoff(page, event_log, prepared, extractor):
     histories, before = page(event_log, prepared), event_log[event_log["when"] < TEST]
     for who in WHO:
         live, customer = histories.case(who).live, find_customer(before, who)
-        past = LiveCustomer(model, extractor, customer["profile"])
+        past = LiveCustomer(histories.model, extractor, customer["profile"])
         past.add(customer["events"])
         assert len(live.events) == (before["who"] == who).sum() < (event_log["who"] == who).sum()
         assert_same(live.scores(), past.scores())
@@ -58,7 +53,7 @@ def test_what_really_came_is_what_the_log_says(page, event_log, prepared, extrac
     assert set(bought) == {*following["item"], *within["item"]} & known
 
 
-def test_a_supposed_event_is_of_the_visit_that_the_schema_says(page, event_log, prepare_log, model):
+def test_a_supposed_event_is_of_the_visit_that_the_schema_says(page, event_log, prepare_log):
     """Of the day of the cutoff, where a day is a visit; the visits before it stay as they were."""
     hours = pd.to_timedelta(event_log.index % 3, unit="h")
     raw = event_log.drop(columns="basket").assign(when=event_log["when"] + hours)

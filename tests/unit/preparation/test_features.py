@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+import yaml
 from synthetic_log import TEST, VALIDATION, check_rows, load_extractor, make_log, read_rows
 
 from modeling_mcm.data import EventSchema, read_schema
@@ -16,17 +17,20 @@ from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
 from modeling_mcm.hub.folder import rare_values
 from modeling_mcm.preparation import prepare
 
-GENRES = {"name": "genres", "separator": "|", "max_items": 3}
-LEVELS = {"name": "path", "separator": ".", "levels": ["department", "aisle", "shelf"]}
-FILM_SCHEMA = {
-    "customer": "user",
-    "time": "at",
-    "features": [{"name": "item"}, GENRES, LEVELS, {"name": "hour", "kind": "hour"}],
-    "profile": [{"name": "likes", "max_items": 2}, {"name": "home", "separator": "/", "levels": ["country", "town"]}],
-    "tasks": ["item", "genres", "aisle"],
-    "cutoffs": {"validation": VALIDATION.isoformat(), "test": TEST.isoformat()},
-    "min_history": 3,
-}
+FILM_SCHEMA = yaml.safe_load("""
+customer: user
+time: at
+features:
+- {name: item}
+- {name: genres, separator: '|', max_items: 3}
+- {name: path, separator: ., levels: [department, aisle, shelf]}
+- {name: hour, kind: hour}
+profile: [{name: likes, max_items: 2}, {name: home, separator: /, levels: [country, town]}]
+tasks: [item, genres, aisle]
+min_history: 3
+""")
+FILM_SCHEMA["cutoffs"] = {"validation": VALIDATION.isoformat(), "test": TEST.isoformat()}
+ITEM, GENRES, LEVELS, _ = FILM_SCHEMA["features"]
 GENRE_TEXTS = ["drama", "comedy", "film.noir", "", "sci-fi", "0.5", "Épique"]
 PATH_TEXTS = ["a", "b", "", "a b", "é"]
 
@@ -128,7 +132,7 @@ def test_what_is_saved_reads_back(films, extractor, tmp_path):
     rows, others = (read_rows(*place).values() for place in ((films,), (tmp_path, "again")))
     assert [row["feature_genres_2"] for row in rows] == [row["feature_genres_2"] for row in others]
     for changes, message in (
-        ({"features": [{**FILM_SCHEMA["features"][0]}, {**GENRES, "separator": ";"}, LEVELS]}, "features are not"),
+        ({"features": [ITEM, GENRES | {"separator": ";"}, LEVELS]}, "features are not"),
         ({"token_type": "item", "features": [{"name": "token_type", "column": "item"}, GENRES]}, "`token_type` is"),
     ):
         other = schema_with(**changes, tasks=["genres"])

@@ -3,12 +3,12 @@
 """Preparation: the same ids as the feature extractor, whole and ordered rows, no look into the future."""
 
 from datetime import datetime, timedelta
-from pathlib import Path
 
 import ibis
 import numpy as np
 import pandas as pd
 from choices import from_data
+from in_process import ROOT
 from synthetic_log import (
     TEST,
     VALIDATION,
@@ -25,8 +25,6 @@ from modeling_mcm.configuration_mcm import FIRST_LABEL, MCMConfig
 from modeling_mcm.data import EventSchema, PreparedData, PreparedManifest, load_prepared
 from modeling_mcm.preparation import prepare
 from modeling_mcm.training.labels import popularity
-
-ROOT = Path(__file__).parents[3]
 
 
 def test_rows_have_the_documented_order_and_ends(tmp_path):

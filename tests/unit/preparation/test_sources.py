@@ -13,6 +13,7 @@ import fsspec
 import ibis
 import pyarrow as pa
 import pytest
+import yaml
 from synthetic_log import load_extractor, make_log, make_profile, read_rows, run, schema_with, write_months
 
 from modeling_mcm.data import EventSchema
@@ -39,9 +40,13 @@ u900,2024-01-                     -> line 102: 2 fields
 "u900,2024-01-01,i1,1             -> line 102: a quote opens 
 """.strip("\n").splitlines()
 STRAY_QUOTE = '"u900,2024-01-01,i1,1\n'
-SCHEMA = {"customer": "user", "time": "at", "tasks": ["item"]}
-SCHEMA |= {"features": [{"name": "item"}, {"name": "price", "kind": "numeric"}]}
-SCHEMA |= {"cutoffs": {"validation": "2024-03-01", "test": "2024-04-01"}}
+SCHEMA = yaml.safe_load("""
+customer: user
+time: at
+tasks: [item]
+features: [{name: item}, {name: price, kind: numeric}]
+cutoffs: {validation: 2024-03-01, test: 2024-04-01}
+""")
 
 
 def encoded(*parts):

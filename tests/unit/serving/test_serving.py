@@ -11,12 +11,10 @@ from pathlib import Path
 from urllib.parse import quote
 
 import pytest
-import torch
-from choices import STATE, perturb
+from choices import STATE
 from fitted import fill_forecaster, fill_scorer
 from serving_client import HEADERS, HOST, TOKEN, as_requests, assert_same, make_client, make_service
 
-from modeling_mcm import MCMForActionRecommendation
 from modeling_mcm.data import PreparedData
 from modeling_mcm.live.customer import LiveCustomer
 from modeling_mcm.scoring import forecast_total
@@ -71,31 +69,24 @@ def make_live(model, extractor, events, profile=None):
     return live
 
 
-def test_answers_are_those_of_the_model(client, events, live):
+def test_what_was_sent_is_answered_and_the_best_label_explained(client, events, live):
     wanted = {"added": len(events), "known": 0, "late": [], "customers": {"c03": len(events)}, "unknown_values": {}}
     assert post(client, events) == wanted
-    answer = scores(client, k=4)
+    answer = scores(client, k=4, exclude="seen")
     assert (answer["customer_id"], answer["events"]) == ("c03", len(events))
-    assert_same(answer["tasks"], live.scores(k=4))
-    assert_same(scores(client, k=4, exclude="seen")["tasks"], live.scores(k=4, exclude="seen"))
-    one = scores(client, task="aisle", k=1, as_of="2018-01-01")
-    assert_same(one["tasks"], live.scores(as_of="2018-01-01", tasks=["aisle"], k=1))
+    assert_same(answer["tasks"], live.scores(k=4, exclude="seen"))
     explained = client.get("/customers/c03/explain", params={"task": "items", "visits": 2}).json()["explanation"]
     wanted = asdict(live.explain("items"))
-    assert (explained["label"], len(explained["visits"])) == (wanted["label"], 2)
-    assert explained["visits"] == wanted["visits"][:2]
+    assert explained == wanted | {"visits": wanted["visits"][:2]} and len(wanted["visits"]) > 2
 
 
-def test_forecasts_are_those_of_the_horizons_that_are_asked_for(tiny_model, extractor, events, tmp_path):
+@pytest.mark.parametrize("days", [9999, 0])
+def test_a_horizon_of_no_forecast_is_refused(tiny_model, extractor, events, tmp_path, days):
     model = fill_forecaster(tiny_model(extended=True, **STATE))
     client = make_client(make_service(model, extractor, tmp_path / "forecasts.db"))
     post(client, events)
-    asked = client.get("/customers/c03/forecast", params={"days": [20, 60]}).json()["forecast"]
-    wanted = make_live(model, extractor, events).forecast(days=[20, 60])
-    assert asked == pytest.approx(wanted) and "visits_20d" in asked
-    for days in (9999, 0):
-        refused = client.get("/customers/c03/forecast", params={"days": [days]})
-        assert refused.status_code == 422 and f"No forecast for {days} days" in refused.json()["detail"]
+    refused = client.get("/customers/c03/forecast", params={"days": [days]})
+    assert refused.status_code == 422 and f"No forecast for {days} days" in refused.json()["detail"]
 
 
 def test_an_event_sent_again_changes_nothing_and_other_contents_are_refused(client, events):
@@ -324,49 +315,39 @@ def test_a_large_body_is_refused(client):
     assert client.post("/events", content=b"x" * 1_000_000).status_code == 422
 
 
-def without(name):
-    return lambda event: event["event"].pop(name)
+# What is changed of an event and of what is sent with it, null where it is left out; then what is said.
+BAD_EVENTS = r"""
+{"event": {"when": null}} -> Customer 'c03': column 'when': found no time
+{"event": {"when": "2018-01-01T00:02:00"}} -> has an event at 2018-01-01T00:02:00, which is after now
+{"event": {"when": "2018-01-01T00:30:00-01:00"}} -> has an event at 2018-01-01T01:30:00, which is after now
+{"event": {"price": NaN}} -> body.events.1.event: Value error, is no JSON (Out of range float
+{"event": {"price": DIGITS}} -> expected a number; convert it
+{"event": {"who": "c04"}} -> column 'who': found the customers c03, c04; give each
+{"event_id": null} -> The request can't be read: body.events.1.event_id: Field required
+{"event_id": ""} -> event_id: String should have at least 1 character
+{"customer_id": "LONG"} -> customer_id: String should have at most 256
+{"customer_id": "c\u0000"} -> customer_id: String should match pattern
+{"customer_id": "\ud800"} -> customer_id: Input should be a valid str
+{"event": {"item": "\ud800"}} -> body.events.1.event: Value error, is no JSON (
+{"event": {"\ud800": 1}} -> body.events.1.event: Value error, is no JSON (
+{"profile": {"age": "\ud800"}} -> body.events.1.profile: Value error, is no JSON (
+{"\ud800": {}} -> body.events.1: Input should be a valid
+{"evnt": {}} -> body.events.1.evnt: Extra inputs are not permitted
+{"profile": {"shoe": 44}} -> profile: unknown 'shoe'; Known are
+""".strip().splitlines()
 
 
-def put(**values):
-    return lambda event: event["event"].update(values)
+def changed(values, changes):
+    """Values with others, of which those that are None are left out."""
+    return {name: value for name, value in (values | changes).items() if value is not None}
 
 
-EVENTS = {
-    "no time": (without("when"), "Customer 'c03': column 'when': found no time"),
-    "the future": (put(when="2018-01-01T00:02:00"), "has an event at 2018-01-01T00:02:00, which is after now"),
-    "time zone": (put(when="2018-01-01T00:30:00-01:00"), "has an event at 2018-01-01T01:30:00, which is after now"),
-    "NaN": (put(price=float("nan")), "body.events.1.event: Value error, is no JSON (Out of range float"),
-    "401 digits": (put(price=10**400), "expected a number; convert it"),
-    "another customer": (put(who="c04"), "column 'who': found the customers c03, c04; give each"),
-    "no id": (
-        lambda event: event.pop("event_id"),
-        "The request can't be read: body.events.1.event_id: Field required",
-    ),
-    "an empty id": (lambda event: event.update(event_id=""), "event_id: String should have at least 1 character"),
-    "a long id": (lambda event: event.update(customer_id="c" * 257), "customer_id: String should have at most 256"),
-    "a null byte": (lambda event: event.update(customer_id="c\0"), "customer_id: String should match pattern"),
-    "half a character": (lambda event: event.update(customer_id="\ud800"), "customer_id: Input should be a valid str"),
-    "half a character in a value": (put(item="\ud800"), "body.events.1.event: Value error, is no JSON ("),
-    "half a character in a column": (put(**{"\ud800": 1}), "body.events.1.event: Value error, is no JSON ("),
-    "half a character in a profile": (
-        lambda event: event.update(profile={"age": "\ud800"}),
-        "body.events.1.profile: Value error, is no JSON (",
-    ),
-    "half a character in a key": (
-        lambda event: event.update({"\ud800": {}}),
-        "body.events.1: Input should be a valid",
-    ),
-    "another key": (lambda event: event.update(evnt={}), "body.events.1.evnt: Extra inputs are not permitted"),
-    "an unknown profile": (lambda event: event.update(profile={"shoe": 44}), "profile: unknown 'shoe'; Known are"),
-}
-
-
-@pytest.mark.parametrize("change, words", EVENTS.values(), ids=EVENTS.keys())
-def test_bad_events_are_refused_logged_and_not_kept(client, events, service, change, words, caplog):
+@pytest.mark.parametrize("line", BAD_EVENTS)
+def test_bad_events_are_refused_logged_and_not_kept(client, events, service, line, caplog):
     caplog.set_level(logging.INFO)
-    bad = json.loads(json.dumps(events[1]))
-    change(bad)
+    text, words = line.split(" -> ")
+    changes = json.loads(text.replace("DIGITS", "1" * 401).replace("LONG", "c" * 257))
+    bad = changed(events[1], changes | {"event": changed(events[1]["event"], changes.get("event", {}))})
     body = json.dumps({"events": [events[0], bad]}).encode()
     answer = client.post("/events", content=body, headers={"Content-Type": "application/json"})
     assert answer.status_code == 422, answer.text
@@ -402,52 +383,42 @@ def test_a_fault_of_the_service_is_no_fault_of_the_client(tiny_model, extractor,
     assert client.request(*asked[:2], **asked[2]).status_code == 200
 
 
-def test_offers_are_those_of_the_versions_at_their_time(tiny_config, extractor, event_log, events, tmp_path):
-    torch.manual_seed(0)
-    model = perturb(MCMForActionRecommendation(tiny_config(extended=True)).eval())
-    client = make_client(make_service(model, extractor, tmp_path / "offers.db"))
-    post(client, events)
-    versions = [("item 01", "2017-01-01"), ("item 02", "2018-06-01")]
-    actions = [{"action_id": "coupon", "item": item, "time": day} for item, day in versions]
-    live = make_live(model, extractor, events)
-    for params in ({}, {"as_of": "2018-02-01"}, {"as_of": "2018-07-01"}):
-        answer = client.post("/offers", params=params, json={"customers": ["c03"], "actions": actions})
-        (found,), (wanted,) = answer.json()["customers"][0]["offers"], live.offers(actions, **params)
-        assert found == pytest.approx(wanted, abs=1e-5), params
-    body = {"customers": ["c03"], "actions": actions[1:]}
-    refused = client.post("/offers", params={"as_of": "2018-02-01"}, json=body)
-    assert refused.status_code == 422 and "has no row in the actions that holds then" in refused.json()["detail"]
+# The status of a request, its path and, where something is sent, its body; then what is said.
+BAD_REQUESTS = """
+404 /customers/nobody/scores -> No customer 'nobody' is known: send an event
+422 /customers/c03/scores?task=nope -> No tasks ['nope']: this checkpoint predicts
+422 /customers/c03/scores?topk=3 -> query.topk: Extra inputs are not permitted
+422 /customers/c03/scores?k=1000000 -> query.k: Input should be less than or equal to 1000
+422 /customers/c03/scores?as_of=2017-01-01 -> the clock went back, or the event lies in the future
+422 /customers/c03/scores?horizon_days=1e-9 -> `horizon_days` is 
+422 /customers/c03/scores?horizon_days=7 -> `horizon_days` is 
+422 /customers/c03/scores?horizon_days=1e9 -> `horizon_days` is 
+422 /customers/c03/scores?task=items&candidate=no -> No candidate of
+422 /customers/c03/embedding?as_of=nan -> `as_of`: found 'nan', which is no time
+501 /customers/c03/forecast -> has no trained forecasts: they would be made up.
+422 /customers/c03/explain?task=items&visits=-1 -> query.visits: Input should be greater
+404 /customer/c03 -> Not Found
+422 /scores {"customers": []} -> at least 1 item
+422 /scores {"customers": [MANY"c"]} -> at most 100 items
+422 /events hello -> The request can't be read: body.0: JSON decode error
+422 /events {"events": []} -> body.events: List should have at least 1 item
+422 /events {"events": [MANY{}]} -> List should have at most 1000 items
+400 /events {"events": DEEP -> There was an error parsing the body
+""".strip().splitlines()
 
 
-@pytest.mark.parametrize(
-    "status, path, body, words",
-    [
-        (404, "/customers/nobody/scores", None, "No customer 'nobody' is known: send an event"),
-        (422, "/customers/c03/scores?task=nope", None, "No tasks ['nope']: this checkpoint predicts"),
-        (422, "/customers/c03/scores?topk=3", None, "query.topk: Extra inputs are not permitted"),
-        (422, "/customers/c03/scores?k=1000000", None, "query.k: Input should be less than or equal to 1000"),
-        (422, "/customers/c03/scores?as_of=2017-01-01", None, "the clock went back, or the event lies in the future"),
-        *((422, f"/customers/c03/scores?horizon_days={days}", None, "`horizon_days` is ") for days in (1e-9, 7, 1e9)),
-        (422, "/customers/c03/scores?task=items&candidate=no", None, "No candidate of"),
-        (422, "/customers/c03/embedding?as_of=nan", None, "`as_of`: found 'nan', which is no time"),
-        (501, "/customers/c03/forecast", None, "has no trained forecasts: they would be made up."),
-        (422, "/customers/c03/explain?task=items&visits=-1", None, "query.visits: Input should be greater"),
-        (404, "/customer/c03", None, "Not Found"),
-        (422, "/scores", b'{"customers": []}', "at least 1 item"),
-        (422, "/scores", json.dumps({"customers": ["c"] * 101}).encode(), "at most 100 items"),
-        (422, "/events", b"hello", "The request can't be read: body.0: JSON decode error"),
-        (422, "/events", b'{"events": []}', "body.events: List should have at least 1 item"),
-        (422, "/events", json.dumps({"events": [{}] * 1001}).encode(), "List should have at most 1000 items"),
-        (400, "/events", b'{"events": ' + b"[" * 100_000, "There was an error parsing the body"),
-    ],
-)
-def test_bad_requests_are_answered_with_what_is_wrong(client, events, status, path, body, words):
+@pytest.mark.parametrize("line", BAD_REQUESTS)
+def test_bad_requests_are_answered_with_what_is_wrong(client, events, line):
     post(client, events)
-    if body is None:
-        answer = client.get(path)
+    request, words = line.split(" -> ")
+    status, path, *body = request.split(" ", 2)
+    if body:
+        content = body[0].replace("MANY", '"c", ' * 1000 if path == "/scores" else "{}, " * 1000)
+        content = content.replace("DEEP", "[" * 100_000)
+        answer = client.post(path, content=content, headers={"Content-Type": "application/json"})
     else:
-        answer = client.post(path, content=body, headers={"Content-Type": "application/json"})
-    assert answer.status_code == status and words in answer.json()["detail"]
+        answer = client.get(path)
+    assert answer.status_code == int(status) and words in answer.json()["detail"]
 
 
 def test_openapi_says_what_is_answered_and_its_example_is_an_event(client):

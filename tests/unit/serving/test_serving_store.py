@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy
-from corner_shop import without_times
 from forked_runs import free_port
 from serving_client import as_requests, assert_same, make_service
 
@@ -220,22 +219,6 @@ def test_a_new_checkpoint_of_the_log_answers_from_the_same_store(start, events, 
 def test_an_address_of_no_store_is_refused(address):
     with pytest.raises(ServiceError, match="--store is "):
         EventStore(address)
-
-
-@pytest.mark.parametrize("order", ["rows", "place"])
-def test_a_log_without_times_is_served(start, events, tiny_model, extractor, order, tmp_path):
-    rows = without_times(extractor, order)
-    model = tiny_model(extended=True, features=rows.feature_names, vocabulary_sizes=rows.vocabulary_sizes)
-    given = [dict(each.event) | ({"place": number} if order == "place" else {}) for number, each in enumerate(events)]
-    given = [
-        each.model_copy(update={"event": event})
-        for each, event in zip(events, given, strict=True)
-        if event.pop("when")
-    ]
-    service = make_service(model, rows, tmp_path / "state.db")
-    service.add(given)
-    assert_same(scores(service), never_had(model, rows, given))
-    service.store.close()
 
 
 def damage(path):
