@@ -22,6 +22,7 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import initialization as init
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, auto_docstring
 from transformers.utils.generic import can_return_tuple
@@ -99,6 +100,14 @@ class MCMForActionRecommendation(MCMForMultiTaskRecommendation):
         size = len(number_names(config)) + config.embedding_size
         self.action_head = ActionHead(size, sum(config.label_sizes.values()), len(config.action_outcomes))
         self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        head = getattr(self, "action_head", None)
+        if head is not None and module in head.children():  # all offers get the same prediction
+            for value in module.parameters():
+                init.zeros_(value)
 
     def action_labels(self, action_ids: Tensor, rows: Tensor, count: int) -> Tensor:
         """Which labels each action has, as 0 or 1 in the order of the tasks, of shape `(A, V)`, from the feature ids

@@ -15,6 +15,7 @@ from typing import cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import initialization as init
 from transformers.utils import ModelOutput, auto_docstring
 from transformers.utils.generic import can_return_tuple
 
@@ -101,6 +102,14 @@ class MCMForCustomerPrediction(MCMPreTrainedModel):
         size = config.state_size + sum(map(len, config.label_columns.values()))
         self.prediction_head = PredictionHead(size, sum(config.label_sizes.values()), self.num_labels)
         self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        head = getattr(self, "prediction_head", None)
+        if head is not None and module in head.children():  # all customers get the same prediction
+            for value in module.parameters():
+                init.zeros_(value)
 
     def predictions(self, logits: Tensor) -> dict[str, Tensor]:
         """Names the predictions `(B,)` of `logits` `(B, C)`: the probability of each class, or the number."""

@@ -184,7 +184,7 @@ class MCMPreTrainedModel(PreTrainedModel):
             if not getattr(module.weight, "_is_hf_initialized", False):  # the flag of the whole weight
                 init.normal_(module.weight, std=self.config.hidden_size**-0.5)
                 init.zeros_(module.weight[module.padding_idx])
-        elif isinstance(module, Exact):
+        elif isinstance(module, LabelScorer | CustomerState | VisitForecaster):
             module.reset_parameters()
         elif isinstance(module, nn.ParameterList):
             for bias in module:

@@ -63,11 +63,6 @@ class Exact(nn.Module):
 
         return super()._apply(move, recurse)
 
-    def reset_parameters(self) -> None:
-        """Sets all weights to 0: a head that is not trained gives all customers the same answer."""
-        for value in self.parameters():
-            init.zeros_(value)
-
 
 class CustomerState(Exact):
     """The state of a customer at a time t:
