@@ -509,7 +509,7 @@ class CustomerModel:
 
 
 def _make_table(ids: Sequence[str], columns: Columns) -> pd.DataFrame:
-    values = {name: of_customers.double().numpy() for name, of_customers in columns.items()}
+    values = {name: numbers.double().numpy() for name, numbers in columns.items()}
     return pd.DataFrame(values, pd.Index(ids, name="customer"))
 
 

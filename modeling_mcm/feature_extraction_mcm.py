@@ -166,10 +166,10 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
         their sizes, tasks or values differ."""
         config, source = model.config, model.name_or_path or "The model"
         sizes = dict(zip(self.feature_names, self.vocabulary_sizes, strict=True))
-        of_model = dict(zip(config.features, config.vocabulary_sizes, strict=True))
-        if list(sizes.items()) != list(of_model.items()):
+        known = dict(zip(config.features, config.vocabulary_sizes, strict=True))
+        if list(sizes.items()) != list(known.items()):
             raise CheckpointError(
-                f"The feature extractor has the features and sizes {sizes}, and {source} was trained with {of_model}: "
+                f"The feature extractor has the features and sizes {sizes}, and {source} was trained with {known}: "
                 "take both from one and the same save."
             )
         if absent := [task for task in config.tasks if task not in self.tasks]:

@@ -307,10 +307,10 @@ def pad_rows(
     lengths, shape = batch.lengths, (len(batch), int(batch.lengths.max()) + extra)
     cells = batch.row * shape[1] + batch.places + 1  # flat indices of the events
 
-    def fill(of_events: NDArray, dtype: type) -> NDArray:
+    def fill(event_values: NDArray, dtype: type) -> NDArray:
         """Model inputs with the values of events at their places and 0 elsewhere."""
-        filled = np.zeros((*shape, *of_events.shape[1:]), dtype)
-        filled.reshape(-1, *of_events.shape[1:])[cells] = of_events
+        filled = np.zeros((*shape, *event_values.shape[1:]), dtype)
+        filled.reshape(-1, *event_values.shape[1:])[cells] = event_values
         return filled
 
     first_times, first_visits = (np.append(values[name], 0)[batch.starts] for name in ("times", "visits"))

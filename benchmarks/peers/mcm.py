@@ -19,7 +19,7 @@ import numpy as np
 
 from modeling_mcm import MCMForMultiTaskRecommendation
 from modeling_mcm.data import PreparedData
-from modeling_mcm.scoring import Scorer, ScoringJob, keep_freed_memory
+from modeling_mcm.scoring import BatchScorer, ScoringJob, keep_freed_memory
 
 from protocol import Task, run
 
@@ -93,7 +93,7 @@ def predict(task: Task, model: MCMForMultiTaskRecommendation) -> dict[str, float
         batch_size=task.inference_batch_size,
         rows_per_file=1,
     )
-    scorer = Scorer(model, extractor, job)
+    scorer = BatchScorer(model, extractor, job)
     keep_freed_memory()  # as `mcm predict` does
     start = time.perf_counter()
     rows = [before_validation(row) for row in scorer.read(range(sys.maxsize))]

@@ -45,7 +45,7 @@ from modeling_mcm.folders import file_digest, lock_output
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation, MCMModel, MCMPreTrainedModel
 from modeling_mcm.option import REQUIRED, option
 from modeling_mcm.predictor_mcm import Predictor, Questions
-from modeling_mcm.scoring import Scorer, ScoringJob, forecast_total, score_on_spark
+from modeling_mcm.scoring import BatchScorer, ScoringJob, forecast_total, score_on_spark
 from modeling_mcm.scoring.scorer import HISTORIES, check_folder, claim, digest_tables, is_sealed
 from modeling_mcm.training.checkpoints import find_head, open_checkpoint, tensors_digest
 from modeling_mcm.training.memory import keep_freed_memory
@@ -272,7 +272,7 @@ def run(options: PredictionOptions, engine: EngineOptions) -> str:
             score_on_spark(session, job, digest, missing)
         else:
             own = missing[state.process_index :: state.num_processes]
-            scorer, total = Scorer(model.to(state.device), extractor, job), sum(len(rows) for _, rows in own)
+            scorer, total = BatchScorer(model.to(state.device), extractor, job), sum(len(rows) for _, rows in own)
             with logging.tqdm(total=total, desc="Scoring", unit="customer", disable=not state.is_main_process) as bar:
                 scorer.progress = bar.update
                 for path, rows in own:

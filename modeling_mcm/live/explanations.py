@@ -142,8 +142,8 @@ def explain(
     tried = np.lexsort((-np.arange(number), ~with_label))[:most_visits]
     rows = [row, _leave_out(row, visits >= 0, feature_extractor)]
     rows += [_leave_out(row, visits == visit, feature_extractor) for visit in tried]
-    chance, baseline, *of_visits = chances(rows)
-    without, values = dict(zip(tried.tolist(), of_visits, strict=True)), _read_values(row, feature_extractor)
+    chance, baseline, *left_out_chances = chances(rows)
+    without, values = dict(zip(tried.tolist(), left_out_chances, strict=True)), _read_values(row, feature_extractor)
     effects = []
     for visit in sorted(range(number), key=lambda visit: (without.get(visit, 2.0), -visit)):
         events = np.flatnonzero(visits == visit)
@@ -219,7 +219,7 @@ def _read_values(row: Row, extractor: MCMFeatureExtractor) -> list[dict[str, str
     for feature, vocabulary in extractor.vocabularies.items():
         if feature in extractor._encoding.event_features:
             own = extractor.own_ids(feature)
-            for of_event, value in zip(values, row[f"feature_{feature}"].tolist(), strict=True):
+            for named, value in zip(values, row[f"feature_{feature}"].tolist(), strict=True):
                 if value not in own:
-                    of_event[feature] = vocabulary[value - FIRST_LABEL]
+                    named[feature] = vocabulary[value - FIRST_LABEL]
     return values

@@ -53,7 +53,7 @@ from modeling_mcm.live.customer import LiveCustomer
 from modeling_mcm.live.explanations import visit_rhythm
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation, MCMPreTrainedModel
 from modeling_mcm.predictor_mcm import PREDICTED
-from modeling_mcm.scoring.scorer import SCORES, Scorer, ScoringJob
+from modeling_mcm.scoring.scorer import SCORES, BatchScorer, ScoringJob
 from modeling_mcm.training.checkpoints import checkpoint_digest
 
 logger = logging.get_logger(__name__)
@@ -63,7 +63,7 @@ BATCH, ROWS_AT_ONCE = 64, 2048
 LIKELIEST = 20  # labels of the main task that are kept of each customer
 KEPT_CUSTOMERS = 64  # in memory
 ACTION_COLUMNS = 12  # of predictions of fine-tuned checkpoints
-RHYTHM = ("days_since_visit", "days_between_visits")  # columns beside those of `Scorer`
+RHYTHM = ("days_since_visit", "days_between_visits")  # columns beside those of `BatchScorer`
 VALUE = "value_so_far"  # another one: the sum of the amount, or the number of visits of a log without one
 YES = ("1", "1.0", "true", "yes")  # names of a class that say no more than the checkpoint's name
 
@@ -102,8 +102,8 @@ class Histories:
 
     Attributes:
         ids (`list[str]`): All customers.
-        scored (`pd.DataFrame`): Those that are scored at the cutoff so far: a row each, with columns of [`Scorer`],
-            `RHYTHM`, `VALUE` and those of fine-tuned models.
+        scored (`pd.DataFrame`): Those that are scored at the cutoff so far: a row each, with columns of
+            [`BatchScorer`], `RHYTHM`, `VALUE` and those of fine-tuned models.
         failure (`str`, *optional*): Why the scoring stopped before all were scored.
         predictions, offers (`list[str]`): Names of the columns that the fine-tuned models predict, and of those for
             offers among them.
@@ -185,18 +185,20 @@ class Histories:
 
     def _tuned_scorer(
         self, model: MCMPreTrainedModel, extractor: MCMFeatureExtractor, data: str, actions: str | None
-    ) -> Scorer:
+    ) -> BatchScorer:
         """The scorer of a fine-tuned model, which predicts as of the cutoff."""
         check_vocabularies(data, extractor)
         source = str(model.name_or_path)
         job = ScoringJob(source, data, "", (), ACTION_COLUMNS, False, BATCH, ROWS_AT_ONCE, as_of=self.as_of)
         if isinstance(model, MCMForCustomerPrediction):
-            return Scorer(model, extractor, job)
+            return BatchScorer(model, extractor, job)
         if not isinstance(model, MCMForActionRecommendation):
             raise ValueError(f"{source} is an {type(model).__name__}: the list adds predictions of `mcm finetune`.")
         if actions is None:
             raise ValueError(f"{source} is an {type(model).__name__}: name the table of the actions that it scores.")
-        scorer = Scorer(model, extractor, replace(job, actions=actions, tasks=tuple(model.config.action_outcomes)))
+        scorer = BatchScorer(
+            model, extractor, replace(job, actions=actions, tasks=tuple(model.config.action_outcomes))
+        )
         number, outcomes = len(scorer.actions), len(scorer.job.tasks)
         if number * outcomes > ACTION_COLUMNS:
             raise ValueError(
@@ -211,7 +213,7 @@ class Histories:
             self._scoring.join()
         return self
 
-    def _score_all(self, data: str, tuned: Mapping[str, Scorer]) -> None:
+    def _score_all(self, data: str, tuned: Mapping[str, BatchScorer]) -> None:
         """Scores all customers at the cutoff, the first ones before it returns; or reads the file of an earlier start
         where it fits."""
         path, note = Path(data) / PAGE_FILE, Path(data) / PAGE_NOTE
@@ -228,7 +230,7 @@ class Histories:
             str(self.model.name_or_path), data, "", (self.main_task,), LIKELIEST, True, BATCH, ROWS_AT_ONCE,
             tuple(forecasts.names()) if forecasts.are_trained else (), self.as_of,
         )  # fmt: skip
-        scorer, number = Scorer(self.model, self.extractor, job), len(self.ids)
+        scorer, number = BatchScorer(self.model, self.extractor, job), len(self.ids)
         tables = [self._score(scorer, tuned, range(min(BATCH, number)))]
         self.scored = tables[0]
 
@@ -253,7 +255,7 @@ class Histories:
         self._scoring = threading.Thread(target=score_others, daemon=True)
         self._scoring.start()
 
-    def _score(self, scorer: Scorer, tuned: Mapping[str, Scorer], part: range) -> pd.DataFrame:
+    def _score(self, scorer: BatchScorer, tuned: Mapping[str, BatchScorer], part: range) -> pd.DataFrame:
         """Scores some customers."""
         rows = [select_events(row, slice(row["test_end"])) for row in scorer.read(part, self.extractor.tasks)]
         columns = pd.DataFrame(map(self._describe, rows), columns=[*RHYTHM, VALUE])
@@ -335,7 +337,7 @@ class Histories:
         return after
 
 
-def _predictions(scorer: Scorer, table: pd.DataFrame) -> dict[str, ArrayLike]:
+def _predictions(scorer: BatchScorer, table: pd.DataFrame) -> dict[str, ArrayLike]:
     """Columns of what a fine-tuned model predicts, by class or by action and outcome; probabilities in percent."""
     names = [name for name in table if name.startswith(PREDICTED)]
     if len(names) == 1:

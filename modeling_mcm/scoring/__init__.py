@@ -5,13 +5,13 @@
 from modeling_mcm.evaluation.totals import GroupTotal, PastTotal, forecast_total
 from modeling_mcm.training.memory import keep_freed_memory
 
-from .scorer import SCORES, Scorer, ScoringJob, score_on_spark
+from .scorer import SCORES, BatchScorer, ScoringJob, score_on_spark
 
 __all__ = [
     "SCORES",
+    "BatchScorer",
     "GroupTotal",
     "PastTotal",
-    "Scorer",
     "ScoringJob",
     "forecast_total",
     "keep_freed_memory",

@@ -194,7 +194,7 @@ def claim(job: ScoringJob, digests: Mapping[str, object], customers: int) -> Non
     write_json(path, identity, indent=1)
 
 
-class Scorer:
+class BatchScorer:
     """Computes the columns of the output from prepared rows: what a model with a head was trained to, or embeddings
     and forecasts. An [`MCMForCustomerPrediction`] gives a column `predicted_NAME` for each class or number."""
 
@@ -340,12 +340,12 @@ def score_on_spark(session: "SparkSession", job: ScoringJob, digest: str, parts:
 
 
 @functools.lru_cache(1)
-def _scorer(job: ScoringJob, digest: str) -> Scorer:
+def _scorer(job: ScoringJob, digest: str) -> BatchScorer:
     """The scorer of a worker, which stays in memory for the worker's other parts."""
     model, extractor = open_checkpoint(find_head(job.model), job.model)
     if tensors_digest(model.state_dict()) != digest:
         raise ValueError(f"A worker finds another model at {job.model}: give a folder that all machines share.")
-    return Scorer(model, extractor, job)
+    return BatchScorer(model, extractor, job)
 
 
 def _write_parts(

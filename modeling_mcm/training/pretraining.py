@@ -305,7 +305,7 @@ def _train(
     means = {}
     if evaluates and trainer.is_world_process_zero():
         results = compare_with_counting(model.eval(), data.extractor, data, "validation")
-        means = {method: of_method.dropna().to_dict() for method, of_method in mean_values(results, METRIC).iterrows()}
+        means = {name: values.dropna().to_dict() for name, values in mean_values(results, METRIC).iterrows()}
         for method, by_task in means.items():
             words = ", ".join(f"{task} {mean:.4f}" for task, mean in by_task.items())
             logger.info(f"{METRIC} on validation, {method}: {words}")

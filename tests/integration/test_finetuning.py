@@ -285,7 +285,7 @@ def test_the_page_lists_a_label_and_offers_of_all_customers(
         assert found.loc["c07", f"offers: {action} conversion, %"] == pytest.approx(100 * chance, abs=0.006)
     sent = page.answer_question(SENDS, budget=34).set_index("customer").loc["c07"]
     assert sent["send"] == f"offers: {taken.loc['c07', 'conversion'][0]} conversion"
-    monkeypatch.setattr("modeling_mcm.scoring.scorer.Scorer.score", None)  # the second start reads them
+    monkeypatch.setattr("modeling_mcm.scoring.scorer.BatchScorer.score", None)  # the second start reads them
     show(pretrained, "--tuned", *tuned.values(), *actions, fails="shown")
     pd.testing.assert_frame_equal(PageContent(shown[1].wait()).customers, page.customers)
     said = show(tuned["likes"], fails="is an MCMForCustomerPrediction")

@@ -426,7 +426,7 @@ def test_all_customers_are_scored_on_all_cores(save, files, monkeypatch):
 def test_scores_of_an_earlier_start_are_those_of_the_model(histories, live, files, monkeypatch):
     embedding = histories.scored.set_index("customer_id")["embedding"][WHO]
     assert embedding == pytest.approx(live.embedding(histories.cutoff), abs=1e-5)
-    monkeypatch.setattr("modeling_mcm.page.histories.Scorer", None)  # nothing is scored again
+    monkeypatch.setattr("modeling_mcm.page.histories.BatchScorer", None)  # nothing is scored again
     again = Histories(histories.model, histories.extractor, *files)
     pd.testing.assert_frame_equal(again.scored, histories.scored)
     for _ in flipped_bits(Path(files[0], "page.parquet"), 8):
