@@ -86,7 +86,8 @@ class CustomerModel:
         check_columns(list(log), schema.event_columns, "The events have", "Give the columns that `fit` was given.")
         self._events = log[[name for name in log if name in schema.event_columns]]
         with naming("The events"):
-            self._customers = Customers.encode(feature_extractor, self._events)
+            customers = Customers.encode(feature_extractor, self._events)
+        self._customers = replace(customers, read=None)  # nothing is added, so what was read need not stay
         self._places = {name: place for place, name in enumerate(self.customers)}
         self.as_of = None
         if schema.time is not None:
