@@ -211,7 +211,7 @@ def cut_columns(batch: pa.RecordBatch, until: str, known: Mapping[str, int]) -> 
     columns = dict(zip(batch.schema.names, batch.columns, strict=True))
     for feature, size in known.items():
         for name in {f"feature_{feature}", f"task_{feature}"} & columns.keys():
-            ids = columns[name].flatten()
+            ids = columns[name].values
             ids = pc.if_else(pc.less(ids, size), ids, pa.scalar(UNKNOWN_ID, ids.type))
             columns[name] = pa.ListArray.from_arrays(columns[name].offsets, ids, columns[name].type)
     if until != CUTOFFS[0]:
