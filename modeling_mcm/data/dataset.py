@@ -29,11 +29,12 @@ from modeling_mcm.files_mcm import atomic_write, hold_part, read_json, write_jso
 from modeling_mcm.folders import file_digest
 
 from .cases import CUTOFFS, ENDS
-from .schema import EventSchema
+from .schema import NO_CUTOFFS, EventSchema
 
 MANIFEST_FILE = "manifest.json"
 FEATURE_EXTRACTOR_FOLDER = "feature_extractor"
 IDENTITY_FILE = "_predictions.json"  # in a folder of predictions: what they are made of
+LOG, LOG_PROFILE = "log", "profile.parquet"  # folder of the log as it was read, and its table of profiles
 PAGE_FILE = "page.parquet"  # scores of all customers, which `mcm app` stores
 PAGE_NOTE = "page.json"  # what they were made of, and the digest of their file
 ROWS_COPY = Path(datasets.config.HF_DATASETS_CACHE, "mcm-rows")
@@ -41,6 +42,11 @@ BATCH = 1024  # rows
 END = "end"  # of the log, beside the cutoffs
 CONTENT = "digest"  # key of the manifest's own digest
 FORMAT_VERSION = 4  # version 3 ended its vocabularies at the validation cutoff
+
+
+def describe_file(path: Path, rows: int) -> dict:
+    """The entry of a Parquet file in a manifest."""
+    return {"file": path.name, "rows": rows, "bytes": path.stat().st_size, "sha256": file_digest(path)}
 
 
 def write_table(path: str | Path, table: pa.Table, **options: Any) -> None:
@@ -61,10 +67,10 @@ class PreparedManifest:
         counts (`dict`): Numbers of rows read and dropped, events, customers, cases, and unknown and missing values.
         seeds (`dict`): Random seeds. Preparation draws no random number, so it is empty.
         versions (`dict`): Versions of Python and of the libraries that wrote the data set, by name.
+        log (`list[dict]`): The same as `shards` of the files in the folder `LOG`, which hold the log as it was read:
+            what `mcm refresh` adds to. Empty on Spark, or where it was not kept.
         shards (`list[dict]`): One dict per shard, with its `file` name, its number of `rows` and `bytes`, and its
             digest `sha256`.
-        known (`dict[str, dict[str, int]]`): By cutoff and feature the number of ids that the log had until then, of
-            features with values that came later.
         measures (`dict`): What kind of log it is, as `counts.measure` returns it. Empty where no model is trained on
             the data set.
         format_version (`int`): Version of the data set's format.
@@ -77,7 +83,7 @@ class PreparedManifest:
     counts: dict
     versions: dict[str, str]
     shards: list[dict]
-    known: dict[str, dict[str, int]] = field(default_factory=dict)
+    log: list[dict] = field(default_factory=list)
     measures: dict = field(default_factory=dict)
     seeds: dict[str, int] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
@@ -167,7 +173,7 @@ class PreparedData:
     @property
     def known(self) -> dict[str, int]:
         """By feature the number of ids that were known, where there are more."""
-        return self.manifest.known.get(self.until, {})
+        return {} if self.manifest.schema["cutoffs"] == NO_CUTOFFS else self._extractor.known.get(self.until, {})
 
     @cached_property
     def schema(self) -> EventSchema:
@@ -181,7 +187,11 @@ class PreparedData:
     @cached_property
     def extractor(self) -> MCMFeatureExtractor:
         """[`MCMFeatureExtractor`]: the feature extractor with its vocabularies and bins."""
-        return MCMFeatureExtractor.from_pretrained(self.folder / FEATURE_EXTRACTOR_FOLDER).first_values(self.known)
+        return self._extractor.until(self.until) if self.known else self._extractor
+
+    @cached_property
+    def _extractor(self) -> MCMFeatureExtractor:
+        return MCMFeatureExtractor.from_pretrained(self.folder / FEATURE_EXTRACTOR_FOLDER)
 
     @cached_property
     def rows(self) -> datasets.Dataset:

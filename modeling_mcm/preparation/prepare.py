@@ -16,12 +16,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 from transformers.utils import logging
 
 from modeling_mcm import __version__
 from modeling_mcm.data import NO_CUTOFFS, EventSchema, PreparedManifest
-from modeling_mcm.data.cases import CUTOFFS
-from modeling_mcm.data.dataset import FEATURE_EXTRACTOR_FOLDER, MANIFEST_FILE
+from modeling_mcm.data.dataset import FEATURE_EXTRACTOR_FOLDER, LOG, LOG_PROFILE, MANIFEST_FILE, describe_file
 from modeling_mcm.events_mcm import to_iso
 from modeling_mcm.extras import needs
 from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
@@ -141,6 +141,18 @@ def _write_shards(
     remove_abandoned(directory)  # by a lost worker, whose shard another worker wrote
 
 
+def keep_log(scratch: Path, target: Path, number: int = 0) -> list[dict]:
+    """Moves what [`~.tables.open_rows`] read from the scratch folder into the folder `LOG` of a data set, as the
+    file with a number. Returns the entries of the manifest: events, and perhaps profiles."""
+    folder, entries = target / LOG, []
+    folder.mkdir(exist_ok=True)
+    for what, name in (("event", f"events-{number:05d}.parquet"), ("profile", LOG_PROFILE)):
+        if (read := scratch / f"{what}.parquet").is_file():
+            path = read.rename(folder / name)
+            entries.append(describe_file(path, pq.read_metadata(path).num_rows))
+    return entries
+
+
 def prepare(
     events: Source,
     schema: EventSchema,
@@ -153,7 +165,7 @@ def prepare(
     reuse: bool = False,
     memory_limit: str = "1GB",
     spark_config: Mapping[str, str] | None = None,
-    known: dict[str, dict[str, int]] | None = None,
+    keep: bool = True,
 ) -> PreparedManifest:
     """Prepares an event log: `manifest.json`, `feature_extractor/` and shards of customers.
 
@@ -176,8 +188,7 @@ def prepare(
         memory_limit (`str`): Memory that DuckDB may use before it spills to disk, such as "1GB".
         spark_config (`dict[str, str]`, *optional*): Options of the Spark session, such as
             `{"spark.master": "local[2]"}`.
-        known (`Mapping`, *optional*): As [`PreparedManifest`] has it, of the values of `feature_extractor`. Default:
-            all were known at each cutoff.
+        keep (`bool`): Whether to keep the log as it was read in the folder, so that `mcm refresh` can add to it.
 
     Raises:
         ValueError: If the data do not fit the schema. The message names the column and the fix.
@@ -233,12 +244,9 @@ def prepare(
         sharded = add_shard(chosen, rows_per_shard)
         # The rows of a shard lie together, so that reading one shard skips the rest; Spark groups them when it reads
         sharded = cache(sharded if is_spark else sharded.order_by("shard"))
-        extractor = feature_extractor
-        if extractor is None:
-            extractor, known = fit(sharded, profiles, schema, done)
+        extractor = feature_extractor or fit(sharded, profiles, schema, done)
         extractor.save_pretrained(target / FEATURE_EXTRACTOR_FOLDER)
-        known = known or {}
-        shard_encoder = ShardEncoder(schema, extractor, known.get(CUTOFFS[0], {}))
+        shard_encoder = ShardEncoder(schema, extractor)
         shards, totals = [], defaultdict[str, Counter[str]](Counter)
         for entry, counted in _write_shards(sharded, profiles, shard_encoder, target, number):
             shards.append(entry)
@@ -255,7 +263,13 @@ def prepare(
         libraries = [*LIBRARIES, SPARK] if is_spark else LIBRARIES
         versions = {"python": platform.python_version(), "modeling-mcm": __version__}
         versions |= {name: importlib.metadata.version(name) for name in libraries}
+        log = keep_log(scratch, target) if keep and not is_spark else []
         manifest = PreparedManifest(
-            counts=counts, versions=versions, shards=shards, measures=dict(totals["measures"]), known=known, **facts
+            counts=counts,
+            versions=versions,
+            log=log,
+            shards=shards,
+            measures=dict(totals["measures"]),
+            **facts,
         )
         return manifest.save(target)

@@ -10,7 +10,7 @@ feature names such as "a.b", or "Type" beside "type", are legal in a schema but 
 share the values of a column have one column, that of the first.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,8 @@ import pyarrow.compute as pc
 
 from modeling_mcm.configuration_mcm import FIRST_VALUE_ID, MISSING_ID, MOST_IDS, UNKNOWN_ID
 from modeling_mcm.data import NO_CUTOFFS, EventSchema
-from modeling_mcm.data.cases import ENDS, compute_offsets, count_cases, deciding_tasks, to_batch
-from modeling_mcm.data.dataset import write_table
+from modeling_mcm.data.cases import CUTOFFS, ENDS, compute_offsets, count_cases, deciding_tasks, to_batch
+from modeling_mcm.data.dataset import describe_file, write_table
 from modeling_mcm.encoding_mcm import Encoding
 from modeling_mcm.events_mcm import (
     NO_TIME,
@@ -36,7 +36,6 @@ from modeling_mcm.events_mcm import (
     to_text,
 )
 from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
-from modeling_mcm.folders import file_digest
 from modeling_mcm.inputs_mcm import Customers
 from modeling_mcm.schema_mcm import NUMERIC, ROWS
 
@@ -56,8 +55,8 @@ class RowReader:
             is the only task, every target has); the `stored` columns; and `BAD`.
     """
 
-    def __init__(self, schema: EventSchema, profile: bool = False):
-        self.log, self.profile, self.reader = schema, profile, EventReader(schema)
+    def __init__(self, schema: EventSchema, profile: bool = False, start: int = 0):
+        self.log, self.profile, self.reader, self.start = schema, profile, EventReader(schema), start
         letter, self.specs = ("p", schema.profile) if profile else ("f", schema.features)
         self.columns = schema.profile_columns if profile else schema.event_columns
         self.stored = {
@@ -78,7 +77,7 @@ class RowReader:
 
     def read(self, blocks: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         """Reads blocks with the columns of the table."""
-        start = 0
+        start = self.start
         for block in blocks:
             yield self._read_block(block, start)
             start += len(block)
@@ -158,8 +157,9 @@ def read_distinct(array: pa.Array) -> Distinct:
 class ShardEncoder:
     """Makes the rows of a shard from the events of its customers."""
 
-    def __init__(self, schema: EventSchema, extractor: MCMFeatureExtractor, known: Mapping[str, int]):
-        self.known = known  # by feature the number of ids of the training period, if others follow
+    def __init__(self, schema: EventSchema, extractor: MCMFeatureExtractor):
+        # By feature the number of ids of the training period, if others follow
+        self.known = {} if schema.cutoffs == NO_CUTOFFS else extractor.known.get(CUTOFFS[0], {})
         self.schema, self.encoding = schema, Encoding(schema, extractor.vocabularies, extractor.bins)
         self.events, self.profiles = RowReader(schema), RowReader(schema, profile=True)
 
@@ -227,4 +227,4 @@ class ShardEncoder:
 def write_shard(table: pa.Table, path: Path) -> dict:
     """Writes a shard whole or not at all, and returns its entry in the manifest: `file`, `rows`, `bytes`, `sha256`."""
     write_table(path, table.combine_chunks(), compression="zstd", row_group_size=ROWS_PER_ROW_GROUP)
-    return {"file": path.name, "rows": table.num_rows, "bytes": path.stat().st_size, "sha256": file_digest(path)}
+    return describe_file(path, table.num_rows)

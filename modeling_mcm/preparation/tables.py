@@ -7,7 +7,7 @@ fitted comes from period 0. The events of one period stand together in a custome
 """
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -43,15 +43,20 @@ LEAST_TARGET_VISITS = 3  # one for training, one for validation and one for the 
 
 
 def open_rows(
-    source: Source, connection: ibis.BaseBackend, schema: EventSchema, folder: Path, profile: bool = False
+    source: Source,
+    connection: ibis.BaseBackend,
+    schema: EventSchema,
+    folder: Path,
+    profile: bool = False,
+    start: int = 0,
 ) -> tuple[Table, int]:
     """Reads a log, or a table of profiles, as a table with the columns of [`RowReader`] but `BAD`. Returns it and the
-    number of rows that were left out because they can't be read.
+    number of rows that were left out because they can't be read; `start` is the number of rows before it.
 
     On Spark the workers read Parquet files and tables of Spark. This process reads everything else, and writes what it
     read into `folder`.
     """
-    what, reader, dropped = "profile" if profile else "event", RowReader(schema, profile), 0
+    what, reader, dropped = "profile" if profile else "event", RowReader(schema, profile, start), 0
     table = read_on_spark(source, connection, what, reader) if connection.name == SPARK else None
     if schema.order == ROWS and not profile and (table is not None or isinstance(source, Table)):
         raise ValueError(
@@ -218,13 +223,10 @@ def add_shard(events: Table, rows_per_shard: int) -> Table:
 
 def fit(
     events: Table, profiles: Table | None, schema: EventSchema, on_feature: Callable[[str], None]
-) -> tuple[MCMFeatureExtractor, dict[str, dict[str, int]]]:
+) -> MCMFeatureExtractor:
     """Fits the vocabulary or the bins of every feature on the training period (period 0). Ids of every feature: 0 is
     missing, 1 is unknown (never seen, or too rarely), and the values or bins have the ids from 2 on. Values of events
-    that are new in a later period follow those of the periods before it.
-
-    Returns the feature extractor; and by cutoff and feature the number of ids before it, where others follow.
-    """
+    that are new in a later period follow those of the periods before it."""
     vocabularies = {}
     bins = {}
     known: dict[str, dict[str, int]] = {cutoff: {} for cutoff in CUTOFFS}
@@ -250,7 +252,7 @@ def fit(
                 values = fit_values(column if spec.item is None else column.unnest(), spec)
                 later: list[list[str]] = [[], []]
                 if spec in schema.features and spec != schema.token_feature:  # kinds decide what a target is
-                    later = find_new_values(events, names[spec.name], spec, len(values))
+                    later = find_later_values(events, names[spec.name], spec, len(values))
                 vocabularies[spec.name] = [*values, *later[0], *later[1]]
                 for cutoff, number in zip(CUTOFFS, (len(values), len(values) + len(later[0])), strict=True):
                     if number < len(vocabularies[spec.name]):
@@ -262,7 +264,7 @@ def fit(
                     sizes |= {spec.name: sizes[source]} if source in sizes else {}
             on_feature(spec.name)
     vocabularies[schema.token_feature.name] += schema.reserved_token_types
-    return MCMFeatureExtractor.from_schema(schema, vocabularies, bins), known
+    return MCMFeatureExtractor.from_schema(schema, vocabularies, bins, known)
 
 
 def _check_amounts(amounts: FloatingValue, spec: FeatureSpec) -> None:
@@ -322,7 +324,18 @@ def fit_values(column: Value, spec: FeatureSpec) -> list[str]:
     return values["value"].to_pylist()
 
 
-def find_new_values(events: Table, name: str, spec: FeatureSpec, number: int) -> list[list[str]]:
+def find_new_values(events: Table, name: str, spec: FeatureSpec, known: Sequence[str]) -> list[str]:
+    """Finds the values of a column of events that are not known and frequent enough, the most frequent first."""
+    column = events[name] if spec.item is None else events[name].unnest()
+    table = column.name("value").as_table()
+    counts = table.filter(table.value.notnull()).group_by("value").agg(number=_.count())
+    counts = counts.filter(counts.number >= spec.min_count).to_pyarrow()
+    new = counts.filter(pc.invert(pc.is_in(counts["value"], pa.array(known, pa.string()))))
+    values = new.sort_by([("number", "descending"), ("value", "ascending")])["value"].to_pylist()
+    return values[: max((spec.max_values or MOST_VALUES) - len(known), 0)]
+
+
+def find_later_values(events: Table, name: str, spec: FeatureSpec, number: int) -> list[list[str]]:
     """Finds the values of a column of events that training has not, or too rarely, beside its `number` of values:
     those that are frequent enough by the end of period 1, and by the end of the log, the most frequent first.
     `max_values` holds for all together."""

@@ -47,6 +47,7 @@ from .resuming import (
     deciding_options,
     is_finished,
     last_whole_checkpoint,
+    name_log,
     output_folder_lock,
     step_size,
 )
@@ -302,6 +303,7 @@ def _train(
         deployed, extractor = count_again(model, data.extractor, data.at(END), seed=training.seed)
         deployed.save_pretrained(str(training.output_dir))
         extractor.save_pretrained(str(training.output_dir))
+        name_log(Path(str(training.output_dir)), data.folder)
     trainer.save_state()
     # Only parameters that had a gradient: tasks and features that are not in use have tables, too.
     optimized = trainer.optimizer.state if trainer.optimizer else ()

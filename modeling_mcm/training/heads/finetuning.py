@@ -29,7 +29,7 @@ from modeling_mcm.option import REQUIRED, option
 from ..checkpoints import checkpoint_digest
 from ..counting import count_again
 from ..descent import minimize
-from ..resuming import FINE_TUNING, Facts, begin_run, command_line, is_finished, output_folder_lock
+from ..resuming import FINE_TUNING, Facts, begin_run, command_line, is_finished, name_log, output_folder_lock
 
 FOLDS, MANY = 5, 5_000  # folds of cross-validation; number of examples from which one of them is held out
 LEAST_SHARE = 1e-3  # of a fit, below which it is no part of an average
@@ -216,5 +216,6 @@ def fine_tune(
         begin_run(output, FINE_TUNING, run)  # not before, so that a refused table leaves nothing
         tuned.save_pretrained(output)
         extractor.save_pretrained(output)
+        name_log(output, data.folder)
         write_json(output / FINE_TUNING, facts)
         return facts
