@@ -18,6 +18,7 @@ from transformers.utils import logging
 
 from modeling_mcm.configuration_mcm import FIRST_LABEL, MCMConfig
 from modeling_mcm.data import PreparedData
+from modeling_mcm.data.cases import load_columns
 from modeling_mcm.data.collator import PreparedRows
 from modeling_mcm.data.dataset import END
 from modeling_mcm.embeddings_mcm import HeterogeneousEmbedding
@@ -28,7 +29,7 @@ from modeling_mcm.scorer_mcm import LabelScorer
 
 from .forecaster.describe import describe_shop
 from .labels import categorical_features, fill_label_values, find_usual_values, popularity
-from .scorer.counts import count_log
+from .scorer.counts import count_labels
 from .state import fit_state
 
 logger = logging.get_logger(__name__)
@@ -38,7 +39,7 @@ HEADS = ("prediction_head.labels.weight", "action_head.labels.weight")  # (C, V)
 def count_customers(model: MCMPreTrainedModel, data: PreparedData, seed: int = 0, state: bool = True) -> None:
     """Fits the customer state, and describes the shop to the forecaster. Both read customers with any event before the
     validation cutoff: of those who came once, most do not come again. Without `state` that stays as it is."""
-    known = np.flatnonzero(np.asarray(data.rows["validation_end"]) > 0)
+    known = np.flatnonzero(load_columns(data.rows, ["validation_end"]).column("validation_end") > 0)
     cutoff = None if isinstance(data.schema.cutoffs, str) else float(data.schema.cutoff_seconds("validation"))
     prepared = PreparedRows(data.rows, known)
     if state:
@@ -74,7 +75,9 @@ def count_again(
     copy_weights(model, result)
     start_new_values(result, data)
     if getattr(result, "scorer", None) is not None:
-        count_labels(result, data)
+        labels = count_labels(data, config, np.zeros(len(data.rows), np.int64))  # all in one fold
+        for table, counts in zip(cast(LabelScorer, result.scorer).tables, labels, strict=True):
+            table.load_state_dict(counts.make_tables().state_dict())
     if result.base_model.state is not None:
         count_customers(result, data, seed, state)
     result.config.counted = describe_counts(data)
@@ -82,18 +85,11 @@ def count_again(
     return result, counted
 
 
-def count_labels(model: Any, data: PreparedData) -> None:
-    """Fills the tables of a model's scorer."""
-    log = count_log(data, model.config, in_folds=False)
-    for table, counts in zip(cast(LabelScorer, model.scorer).tables, log.counts, strict=True):
-        table.load_state_dict(counts.make_tables().state_dict())
-
-
 def describe_counts(data: PreparedData) -> dict[str, str | int]:
     """Says from which log a model's counts are, and until when: they hold the events before `until`, as ISO text, or
     all but each customer's last visits."""
     schema = data.schema
-    ends = np.asarray(data.rows["validation_end"])
+    ends = load_columns(data.rows, ["validation_end"]).column("validation_end")
     facts: dict[str, str | int] = {"log": schema.name, "customers": int((ends > 0).sum()), "events": int(ends.sum())}
     if not isinstance(schema.cutoffs, str):
         facts["until"] = to_iso(schema.cutoff_seconds("validation"))
