@@ -38,4 +38,7 @@ def main(options: RefreshOptions) -> None:
     counted = refresh(
         options.model, events, options.output_dir, options.data, described, memory_limit=options.memory_limit
     )
-    print(f"{options.output_dir} counts " + ", ".join(f"{value} {name}" for name, value in counted.items()))
+    print(
+        f"{options.output_dir} counts {counted['events']:,} events of {counted['customers']:,} customers of "
+        f"{counted['log']}, until {counted['until']}."
+    )

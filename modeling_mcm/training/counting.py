@@ -121,8 +121,7 @@ def start_new_values(model: Any, data: PreparedData) -> None:
     config: MCMConfig = model.config
     events = cast(HeterogeneousEmbedding, model.base_model.embeddings.events)
     learned, features = config.learned_sizes or config.vocabulary_sizes, categorical_features(data.extractor)
-    if config.num_hidden_layers == 0:
-        return
+    has_encoder = config.num_hidden_layers > 0
     if config.label_features and hasattr(model, "readout_bias"):
         fill_label_values(model, data.rows)
     for index, (name, size) in enumerate(zip(config.features, learned, strict=True)):
@@ -130,7 +129,7 @@ def start_new_values(model: Any, data: PreparedData) -> None:
         if len(vectors) == size:
             continue
         vectors[size:] = vectors[FIRST_LABEL:size].mean(0)
-        usual = find_usual_values(data.rows, config, name, features) if name in config.tasks else {}
+        usual = find_usual_values(data.rows, config, name, features) if has_encoder and name in config.tasks else {}
         for values in sorted(usual.values(), key=lambda values: values.max(), reverse=True)[:1]:  # (V,)
             for label in range(size, len(vectors)):
                 alike = np.flatnonzero((values[:size] == values[label]) & (values[label] >= FIRST_LABEL))
