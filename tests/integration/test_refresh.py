@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from corner_shop import SCHEMA, TEST, make_log, make_profile
+from corner_shop import SCHEMA, TEST, find_customer, make_log, make_profile
 from filelock import FileLock
 from serving_client import as_requests, assert_same_list, make_client, make_service
 
@@ -29,8 +29,12 @@ from modeling_mcm.preparation.refresh import add_events
 from modeling_mcm.refresh import refresh
 from modeling_mcm.training.checkpoints import checkpoint_digest, open_checkpoint
 from modeling_mcm.training.counting import count_again
+from modeling_mcm.training.encoder.recipe import Recipe
+from modeling_mcm.training.options import ModelOptions
+from modeling_mcm.training.pretraining import read_config
 
 DAYS = [pd.Timestamp("2017-12-24") + pd.Timedelta(days=day) for day in range(4)]
+CHOICES = ["hidden_size=16", "num_hidden_layers=1", "num_attention_heads=2", "intermediate_size=16", "scorer=false"]
 VISIT_KINDS = [{}, {"visit": None}, {"cutoffs": "leave_one_out"}, {"on_duplicate": "drop", "end_of_visit": None}]
 
 
@@ -274,3 +278,25 @@ def other_log(folder):
     """A checkpoint of another log."""
     CustomerModel.fit(LOG[["who", "when", "item"]], folder=folder / "shop", disable_tqdm=True)
     return folder / "shop" / "run"
+
+
+def test_a_new_label_of_an_encoder_starts_at_its_attributes(tmp_path):
+    schema = schema_with(profile=[], tasks=["items", "aisle"], target_token_types=[])
+    new = pd.DataFrame([("c01", DAYS[0], "new", "buy", "item 99", 3, "aisle 2")], columns=LOG.columns)
+    first = split(LOG)[0]
+    prepare(first, schema, tmp_path / "data")
+    data = PreparedData(tmp_path / "data")
+    (tmp_path / "scratch").mkdir()
+    add_events(data, new, tmp_path / "next", tmp_path / "scratch")
+    config = read_config(ModelOptions(str(tmp_path / "data"), config_overrides=CHOICES), data.extractor, Recipe())
+    model = MCMForMultiTaskRecommendation(config).eval()
+    grown, extractor = count_again(model, data.extractor, PreparedData(tmp_path / "next", END))
+    ids = extractor.label_ids("items", [f"item {number}" for number in range(12, 18)])  # those of aisle 2
+    known = ids[ids > 1]
+    assert len(known) > 2 and (place := int(extractor.label_ids("items", ["item 99"])[0])) > ids.max()
+    vectors = grown.model.embeddings.events.feature_tables[1].weight
+    torch.testing.assert_close(vectors[place], vectors[known].mean(0))
+    assert grown.config.learned_sizes == model.config.vocabulary_sizes
+    assert bool((grown.readout_bias[0][place] < grown.readout_bias[0][known]).all())
+    inputs = extractor([find_customer(pd.concat([first, new]), "c01") | {"profile": {}}])
+    assert grown(**inputs).logits["items"].shape[1] == place + 1
