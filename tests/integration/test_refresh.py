@@ -293,7 +293,8 @@ def test_a_new_label_of_an_encoder_starts_at_its_attributes(tmp_path):
     grown, extractor = count_again(model, data.extractor, PreparedData(tmp_path / "next", END))
     ids = extractor.label_ids("items", [f"item {number}" for number in range(12, 18)])  # those of aisle 2
     known = ids[ids > 1]
-    assert len(known) > 2 and (place := int(extractor.label_ids("items", ["item 99"])[0])) > ids.max()
+    place = int(extractor.label_ids("items", ["item 99"])[0])
+    assert len(known) > 2 and place > ids.max()
     vectors = grown.model.embeddings.events.feature_tables[1].weight
     torch.testing.assert_close(vectors[place], vectors[known].mean(0))
     assert grown.config.learned_sizes == model.config.vocabulary_sizes
