@@ -27,7 +27,7 @@ import torch
 from transformers import HfArgumentParser
 from transformers.utils import logging
 
-from .data import NO_CUTOFFS, EventSchema, PreparedData, read_schema
+from .data import NO_CUTOFFS, EventSchema, PreparedData, check_vocabularies, read_schema
 from .data.guessing import FrameReader, warn_of_late_event
 from .data.schema import TextFormat
 from .data.tables import read_numbers, to_frame
@@ -304,7 +304,7 @@ class CustomerModel:
             table, columns = self._read_labels(labels, label)
             table.to_parquet(file, index=False)
             self.save(model)
-            self._prepare(data)
+            self._prepare(data, self.reader.schema if self.reader else None)
             output = str(folder or tuned)
             training = FineTuningOptions(model, data, output, seed=options.pop("seed", 42))
             train_to_labels(training, LabelOptions(labels=file, **columns, **options))
@@ -385,9 +385,11 @@ class CustomerModel:
             if self.reader is None or self.reader.schema.cutoffs == NO_CUTOFFS:
                 raise ValueError("Nothing says what training did not read: evaluate what `fit` returned.")
             from .evaluation.comparison import compare_with_counting, mean_values
+            from .training.counting import count_again
 
-            data = self._prepare(folder, self.reader.schema)
-            results = compare_with_counting(self.model, self.feature_extractor, data, "test")
+            data = self._prepare(folder, self.reader.schema).at("test")
+            judged, extractor = count_again(self.model, self.feature_extractor, data, state=False)
+            results = compare_with_counting(judged, extractor, data, "test")
             return mean_values(results, "next_visit_ndcg@10").rename_axis("method")
 
     def _evaluate_labels(self, folder: str, labels: object, label: str | None) -> pd.DataFrame:
@@ -437,13 +439,15 @@ class CustomerModel:
         return table, {"label": label or [*left, ""][0], "customer_column": customer, "time_column": time}
 
     def _prepare(self, folder: str | Path, schema: EventSchema | None = None) -> PreparedData:
-        """The events as a prepared data set of this checkpoint."""
+        """The events as a prepared data set of this checkpoint; with a schema, as it was when `fit` prepared it."""
         from .preparation import prepare  # the extra `data`
 
+        extractor = None if schema else self.feature_extractor
         schema = schema or read_schema(self.feature_extractor)
         nothing = dict.fromkeys(schema.profile_columns) | {schema.customer: self.customers}  # as in `_row`
         profile = pd.DataFrame(nothing) if schema.profile else None
-        prepare(self._events, schema, folder, profile, self.feature_extractor)
+        prepare(self._events, schema, folder, profile, extractor)
+        check_vocabularies(folder, self.feature_extractor)
         return PreparedData(folder)
 
     def _find(self, names: Iterable) -> IntArray:

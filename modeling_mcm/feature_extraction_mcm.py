@@ -127,6 +127,19 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
         features = [spec.to_saved(spec in schema.profile) for spec in (*schema.features, *schema.profile)]
         return cls(**values | {"features": features, "vocabularies": vocabularies, "bins": bins})
 
+    def first_values(self, sizes: Mapping[str, int]) -> "MCMFeatureExtractor":
+        """A feature extractor that knows the first ids of some features alone, so many by feature, 0 and 1 included:
+        to it the values of the others are unknown."""
+        if not sizes:
+            return self
+        known = {name: values[: sizes.get(name, len(values) + 2) - 2] for name, values in self.vocabularies.items()}
+        return self.with_values(known)
+
+    def with_values(self, vocabularies: Mapping[str, Sequence[str]]) -> "MCMFeatureExtractor":
+        """The same feature extractor with other vocabularies."""
+        settings = {name: getattr(self, name) for name in ("features", "bins", *(entry.name for entry in SETTINGS))}
+        return type(self)(**settings | {"vocabularies": vocabularies})
+
     # ---------------------------------------------------------------------------------------------- features, labels
 
     @property

@@ -20,6 +20,7 @@ from transformers.utils import logging
 
 from modeling_mcm import __version__
 from modeling_mcm.data import NO_CUTOFFS, EventSchema, PreparedManifest
+from modeling_mcm.data.cases import CUTOFFS
 from modeling_mcm.data.dataset import FEATURE_EXTRACTOR_FOLDER, MANIFEST_FILE
 from modeling_mcm.events_mcm import to_iso
 from modeling_mcm.extras import needs
@@ -152,6 +153,7 @@ def prepare(
     reuse: bool = False,
     memory_limit: str = "1GB",
     spark_config: Mapping[str, str] | None = None,
+    known: dict[str, dict[str, int]] | None = None,
 ) -> PreparedManifest:
     """Prepares an event log: `manifest.json`, `feature_extractor/` and shards of customers.
 
@@ -163,8 +165,8 @@ def prepare(
         output_dir (`str` or `Path`): Folder to make.
         profile (`Source`, *optional*): The profile table in any of the same forms; needed if the schema has `profile`.
         feature_extractor ([`MCMFeatureExtractor`], *optional*): Feature extractor of a checkpoint that is to read the
-            result. Its vocabularies and bins are used. Default: vocabularies and bins are fitted on the training
-            period.
+            result. Its vocabularies and bins are used. Default: they are fitted on the training period, and values
+            that are new in a later period follow.
         engine (`str` or `ibis.BaseBackend`): "duckdb", "spark" (docs/production.md), or an Ibis connection to Spark.
             An Ibis table of Spark is always prepared by Spark.
         rows_per_shard (`int`): Largest number of customers in one shard.
@@ -174,6 +176,8 @@ def prepare(
         memory_limit (`str`): Memory that DuckDB may use before it spills to disk, such as "1GB".
         spark_config (`dict[str, str]`, *optional*): Options of the Spark session, such as
             `{"spark.master": "local[2]"}`.
+        known (`Mapping`, *optional*): As [`PreparedManifest`] has it, of the values of `feature_extractor`. Default:
+            all were known at each cutoff.
 
     Raises:
         ValueError: If the data do not fit the schema. The message names the column and the fix.
@@ -220,7 +224,6 @@ def prepare(
         chosen, counts = choose_events(read, schema, cache)
         counts["dropped_bad"] = bad
         _check_periods(counts, schema)
-        del counts["first"], counts["last"]
         profiles = None
         if schema.profile:
             profiles = open_profiles(profile, connection, schema, scratch, chosen)
@@ -230,10 +233,14 @@ def prepare(
         sharded = add_shard(chosen, rows_per_shard)
         # The rows of a shard lie together, so that reading one shard skips the rest; Spark groups them when it reads
         sharded = cache(sharded if is_spark else sharded.order_by("shard"))
-        extractor = feature_extractor or fit(sharded, profiles, schema, done)
+        extractor = feature_extractor
+        if extractor is None:
+            extractor, known = fit(sharded, profiles, schema, done)
         extractor.save_pretrained(target / FEATURE_EXTRACTOR_FOLDER)
+        known = known or {}
+        shard_encoder = ShardEncoder(schema, extractor, known.get(CUTOFFS[0], {}))
         shards, totals = [], defaultdict[str, Counter[str]](Counter)
-        for entry, counted in _write_shards(sharded, profiles, ShardEncoder(schema, extractor), target, number):
+        for entry, counted in _write_shards(sharded, profiles, shard_encoder, target, number):
             shards.append(entry)
             for kind, numbers in counted.items():
                 totals[kind].update(numbers)
@@ -249,6 +256,6 @@ def prepare(
         versions = {"python": platform.python_version(), "modeling-mcm": __version__}
         versions |= {name: importlib.metadata.version(name) for name in libraries}
         manifest = PreparedManifest(
-            counts=counts, versions=versions, shards=shards, measures=dict(totals["measures"]), **facts
+            counts=counts, versions=versions, shards=shards, measures=dict(totals["measures"]), known=known, **facts
         )
         return manifest.save(target)

@@ -10,7 +10,7 @@ feature names such as "a.b", or "Type" beside "type", are legal in a schema but 
 share the values of a column have one column, that of the first.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from modeling_mcm.configuration_mcm import FIRST_VALUE_ID, MISSING_ID, UNKNOWN_ID
+from modeling_mcm.configuration_mcm import FIRST_VALUE_ID, MISSING_ID, MOST_IDS, UNKNOWN_ID
 from modeling_mcm.data import NO_CUTOFFS, EventSchema
 from modeling_mcm.data.cases import ENDS, compute_offsets, count_cases, deciding_tasks, to_batch
 from modeling_mcm.data.dataset import write_table
@@ -158,7 +158,8 @@ def read_distinct(array: pa.Array) -> Distinct:
 class ShardEncoder:
     """Makes the rows of a shard from the events of its customers."""
 
-    def __init__(self, schema: EventSchema, extractor: MCMFeatureExtractor):
+    def __init__(self, schema: EventSchema, extractor: MCMFeatureExtractor, known: Mapping[str, int]):
+        self.known = known  # by feature the number of ids of the training period, if others follow
         self.schema, self.encoding = schema, Encoding(schema, extractor.vocabularies, extractor.bins)
         self.events, self.profiles = RowReader(schema), RowReader(schema, profile=True)
 
@@ -170,7 +171,7 @@ class ShardEncoder:
         values = {spec.name: from_arrow(rows[name]) for name, spec in self.events.stored.items()}
         seconds, fractions, is_target = (rows[name].to_numpy() for name in ("second", "nanosecond", "is_target"))
         events = Events(seconds, fractions, from_arrow(rows["visit"]), is_target, values)
-        row, timeline = self.encoding.encode(events, customers, periods)
+        row, timeline = self.encoding.encode(events, customers, periods, self.known)
         customers_of_row, periods_of_row = customers[timeline.indices], periods[timeline.indices]
         offsets = pa.array(compute_offsets(np.bincount(customers_of_row)), pa.int32())
         columns = {"customer_id": pa.array(sorted(ids.values), pa.string())}
@@ -208,7 +209,9 @@ class ShardEncoder:
         if self.schema.cutoffs == NO_CUTOFFS:
             return {}
         tasks = deciding_tasks(self.schema.tasks, self.encoding.token_feature)
-        is_labelled = np.any([batch.column(f"task_{task}") >= FIRST_VALUE_ID for task in tasks], axis=0)
+        labels = {task: batch.column(f"task_{task}") for task in tasks}
+        is_known = [(ids >= FIRST_VALUE_ID) & (ids < self.known.get(task, MOST_IDS)) for task, ids in labels.items()]
+        is_labelled = np.any(is_known, axis=0)
         targets = np.flatnonzero(is_labelled & (batch.places < batch.column("validation_end")[batch.row]))
         customers, visits = batch.row[targets], batch.column("visits")[targets]
         opens_visit = run_starts(customers, visits)

@@ -18,8 +18,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from transformers.utils import logging
 
+from modeling_mcm.configuration_mcm import FIRST_VALUE_ID
+from modeling_mcm.data.cases import CUTOFFS
 from modeling_mcm.data.schema import MOST_VALUES, NO_CUTOFFS, EventSchema
-from modeling_mcm.events_mcm import SECONDS_PER_DAY, check_columns, to_iso
+from modeling_mcm.events_mcm import PERIODS, SECONDS_PER_DAY, check_columns, to_iso
 from modeling_mcm.extras import needs
 from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
 from modeling_mcm.schema_mcm import DAYS_SINCE_VISIT, NUMERIC, ONE_TOKEN_TYPE, ROWS, FeatureSpec
@@ -216,18 +218,24 @@ def add_shard(events: Table, rows_per_shard: int) -> Table:
 
 def fit(
     events: Table, profiles: Table | None, schema: EventSchema, on_feature: Callable[[str], None]
-) -> MCMFeatureExtractor:
+) -> tuple[MCMFeatureExtractor, dict[str, dict[str, int]]]:
     """Fits the vocabulary or the bins of every feature on the training period (period 0). Ids of every feature: 0 is
-    missing, 1 is unknown (never seen in training, or too rarely), and the values or bins have the ids from 2 on."""
+    missing, 1 is unknown (never seen, or too rarely), and the values or bins have the ids from 2 on. Values of events
+    that are new in a later period follow those of the periods before it.
+
+    Returns the feature extractor; and by cutoff and feature the number of ids before it, where others follow.
+    """
     vocabularies = {}
     bins = {}
+    known: dict[str, dict[str, int]] = {cutoff: {} for cutoff in CUTOFFS}
     training = events.filter(events.period == 0)
     tables = [(RowReader(schema), training)]
     if profiles is not None:
         members = profiles.semi_join(training.select("customer_id").distinct(), "customer_id")
         tables.append((RowReader(schema, profile=True), members))
     for reader, table in tables:
-        columns = {spec.name: table[name] for name, spec in reader.stored.items()}
+        names = {spec.name: name for name, spec in reader.stored.items()}
+        columns = {feature: table[name] for feature, name in names.items()}
         for spec in reader.specs:
             if spec.is_constant:
                 vocabularies[spec.name] = [ONE_TOKEN_TYPE]
@@ -239,12 +247,22 @@ def fit(
                 bins[spec.name] = fit_bins(days_between_visits(training), spec.bins)
             elif spec.name in columns:
                 column = columns[spec.name]  # each of several values of an event counts
-                vocabularies[spec.name] = fit_values(column if spec.item is None else column.unnest(), spec)
+                values = fit_values(column if spec.item is None else column.unnest(), spec)
+                later: list[list[str]] = [[], []]
+                if spec in schema.features and spec != schema.token_feature:  # kinds decide what a target is
+                    later = find_new_values(events, names[spec.name], spec, len(values))
+                vocabularies[spec.name] = [*values, *later[0], *later[1]]
+                for cutoff, number in zip(CUTOFFS, (len(values), len(values) + len(later[0])), strict=True):
+                    if number < len(vocabularies[spec.name]):
+                        known[cutoff][spec.name] = FIRST_VALUE_ID + number
             elif spec.column is not None:  # it shares the values of a column with an earlier feature
-                vocabularies[spec.name] = list(vocabularies[schema.sources[spec.name]])
+                source = schema.sources[spec.name]
+                vocabularies[spec.name] = list(vocabularies[source])
+                for sizes in known.values():
+                    sizes |= {spec.name: sizes[source]} if source in sizes else {}
             on_feature(spec.name)
     vocabularies[schema.token_feature.name] += schema.reserved_token_types
-    return MCMFeatureExtractor.from_schema(schema, vocabularies, bins)
+    return MCMFeatureExtractor.from_schema(schema, vocabularies, bins), known
 
 
 def _check_amounts(amounts: FloatingValue, spec: FeatureSpec) -> None:
@@ -302,6 +320,24 @@ def fit_values(column: Value, spec: FeatureSpec) -> list[str]:
                 "that are as frequent go together, so none would be left: set a higher `max_values`, or `min_count`."
             )
     return values["value"].to_pylist()
+
+
+def find_new_values(events: Table, name: str, spec: FeatureSpec, number: int) -> list[list[str]]:
+    """Finds the values of a column of events that training has not, or too rarely, beside its `number` of values:
+    those that are frequent enough by the end of period 1, and by the end of the log, the most frequent first.
+    `max_values` holds for all together."""
+    column = events[name] if spec.item is None else events[name].unnest()
+    table = events.select(value=column, period=events.period)
+    periods = {f"until_{period}": (_.period <= period).sum() for period in range(PERIODS)}
+    counts = table.filter(table.value.notnull()).group_by("value").agg(**periods)
+    new = counts.filter((counts.until_2 >= spec.min_count) & (counts.until_0 < spec.min_count)).to_pyarrow()
+    most, later = (spec.max_values or MOST_VALUES) - number, list[list[str]]()
+    for end in ("until_1", "until_2"):  # what comes after a period has no effect on the ids before its end
+        is_known = pc.greater_equal(new[end], spec.min_count)
+        found = new.filter(is_known).sort_by([(end, "descending"), ("value", "ascending")])["value"].to_pylist()
+        later.append(found[: max(most - sum(map(len, later)), 0)])
+        new = new.filter(pc.invert(is_known))
+    return later
 
 
 def days_between_visits(events: Table) -> FloatingValue:

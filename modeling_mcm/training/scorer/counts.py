@@ -230,9 +230,9 @@ class CountedLog(NamedTuple):
     without_repeats: list[int]
 
 
-def count_log(data: PreparedData, config: MCMConfig, seed: int = 0) -> CountedLog:
-    """Counts the labels of each task in the training period, by folds that the seed draws."""
-    folds = np.random.default_rng(seed).integers(0, FOLDS, len(data.rows))
+def count_log(data: PreparedData, config: MCMConfig, seed: int = 0, in_folds: bool = True) -> CountedLog:
+    """Counts the labels of each task in the training period, by folds that the seed draws, or all in one."""
+    folds = np.random.default_rng(seed).integers(0, FOLDS if in_folds else 1, len(data.rows))
     features, counts = categorical_features(data.extractor), []
     for (task, size), no_targets in zip(config.label_sizes.items(), config.no_targets, strict=True):
         usual = find_usual_values(data.rows, config, task, features)
