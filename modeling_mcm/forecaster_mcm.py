@@ -34,9 +34,8 @@ POINTS = 128  # points on which the distribution of the number of visits is comp
 VISIT_HIDDEN, AMOUNT_HIDDEN = 104, 60
 LEAST_AMOUNT = 0.02  # added to amounts, in means of a visit, before the logarithm
 USUAL_SHARE = 0.99  # of a shop's visits whose amounts are usual
-RARE_VISITS = (
-    30  # visits of the average customer that are added to each one's, where amounts above the usual are meant
-)
+# Visits of the average customer that are added to those of each one, where amounts are above the usual ones
+RARE_VISITS = 70
 LEAST_TIME = 1e-3  # a thousandth of the window
 # Horizons in days at which forecasts are made to rise; each is about a third later than the one before. Between two of
 # them, forecasts rise in `STEPS` equal steps
