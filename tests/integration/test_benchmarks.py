@@ -150,7 +150,9 @@ def test_mcm_and_the_studies_are_run_through_its_entrances(shop, tmp_path, monke
     assert all(0 <= row["came"] <= 1 for row in rows["chance"])
     assert all(row["gain"] == pytest.approx(row["MCM"] - row["counting"]) for row in rows["small_logs"])
     assert [row["horizon"] for row in rows["forecasts"]] == [14, 30]
-    assert all(0 <= row["in 80%"] <= row["in 95%"] <= 1 and row["BG/NBD total"] > 0 for row in rows["forecasts"])
+    assert all(
+        0 <= row["in 80%"] <= row["in 95%"] <= 1 and row["visits: BG/NBD total"] > 0 for row in rows["forecasts"]
+    )
 
 
 def test_inputs_of_the_probe_know_nothing_of_what_came_later(shop, raw, event_log, tmp_path):
