@@ -77,7 +77,7 @@ def count_again(
     config = copy.deepcopy(model.config)
     config.learned_sizes = [*map(min, config.learned_sizes or config.vocabulary_sizes, counted.vocabulary_sizes)]
     config.vocabulary_sizes, config.values_digest = counted.vocabulary_sizes, counted.values_digest
-    is_same = counted.values_digest == model.config.values_digest
+    is_same = counted.values_digest == extractor.values_digest
     if is_same and model.config.counted == describe_counts(data):
         return model, extractor
     result = type(model)(config).to(model.device).eval()
