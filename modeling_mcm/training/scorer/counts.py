@@ -30,7 +30,7 @@ from modeling_mcm.evaluation.cases import (
     tasks_without_repeats,
 )
 from modeling_mcm.events_mcm import SECONDS_PER_DAY, run_starts
-from modeling_mcm.scorer_mcm import ATTRIBUTES, MOST_DENSE, RATE_HALF_LIFE, LabelTables
+from modeling_mcm.scorer_mcm import ATTRIBUTES, MOST_DENSE, RATE_HALF_LIFE, LabelTables, ShopNumbers
 from modeling_mcm.training.labels import categorical_features, find_usual_values
 
 FOLDS = 5
@@ -75,6 +75,37 @@ class LabelCounts:
         if size <= MOST_DENSE:
             rates = compute_rates(visits, size)  # (C, V)
             self.grams = [multiply_labels(rates[folds == fold]) for fold in range(FOLDS)]
+        self.shop = self.measure_shop(visits, len(customer))
+
+    def measure_shop(self, visits: VisitSets, moments: int) -> ShopNumbers:
+        """Measures the shop by its visits with a label, and the number of its moments."""
+        number = np.diff(visits.first_visit)  # (C,): visits
+        number, opens = number[number > 0], visits.first_visit[:-1][number > 0]
+        seen, again, at_once, gap = self.counts[:, :, -1].sum(1)  # each (V,)
+        recent = self.read_parts()[0][-1, 3].numpy()
+        total, repeats = seen.sum(), again.sum()
+        shares, lately = seen[seen > 0] / total, recent[seen > 0] / max(recent.sum(), 1)
+        follows = csr_array(sum(self.transitions))  # (V, V)
+        likeliest = follows.max(axis=1).sum() if follows.nnz else 0.0
+        return ShopNumbers(
+            customers=np.log1p(len(number)),
+            labels=np.log1p(len(shares)),
+            visits=np.log(number.mean()),
+            visits_vary=np.log(number).std(),
+            one_visit=(number == 1).mean(),
+            basket=np.log(total / number.sum()),
+            moments=np.log(moments / number.sum()),
+            repeats=repeats / max(total - np.diff(visits.first_row)[opens].sum(), 1),
+            repeats_at_once=at_once.sum() / max(repeats, 1),
+            gap_visits=np.log(gap.sum() / repeats) if repeats else 0.0,
+            most_popular=np.sort(shares)[-10:].sum(),
+            entropy=-(shares * np.log(shares)).sum() / np.log(max(len(shares), 2)),
+            trend=np.abs(lately - shares).sum() / 2 if self.has_times else 0.0,
+            has_times=float(self.has_times),
+            gap_days=np.log(max(self.gap, 1e-3)) if self.has_times else 0.0,
+            followed=likeliest / max(follows.sum(), 1e-9),
+            attributes=float((self.attributes > 0).any(1).mean()),
+        )
 
     def count_parts(self, day: NDArray) -> NDArray:
         """Number of parts of the training period that have ended at each day."""
@@ -103,6 +134,7 @@ class LabelCounts:
         tables.counts.copy_(counts)
         tables.attributes.copy_(torch.from_numpy(self.attributes))
         tables.rarity.copy_(torch.from_numpy(measure_rarity(self.attributes)))
+        tables.shop.copy_(torch.tensor(self.shop))
         tables.totals.copy_(torch.tensor([visits, self.gap, float(self.has_times), self.attributes.max(initial=0)]))
         occurrences = counts[0].numpy()  # (V,)
         forwards = csr_array(sum(self.transitions[fold] for fold in folds))  # (V, V)
