@@ -69,44 +69,6 @@ MIX = {
 }
 
 
-class ShopNumbers(NamedTuple):
-    """What a task's counts say of the shop, in a number each; logarithms are natural.
-
-    Attributes:
-        customers, labels (`float`): Log of 1 + the number of customers, and of labels that were seen.
-        visits, visits_vary (`float`): Log of the mean number of a customer's visits, and how this log varies.
-        one_visit (`float`): Share of the customers with one visit.
-        basket, moments (`float`): Log of the mean number of labels of a visit, and of its moments.
-        repeats, repeats_at_once (`float`): Share of the labels of later visits that repeat one, and which share of
-            these repeat it from the visit before.
-        gap_visits (`float`): Log of the mean number of visits until a label is repeated.
-        most_popular, entropy (`float`): Share of the ten most frequent labels, and entropy of the shares, over the
-            largest possible one.
-        trend (`float`): Share of the visits' labels that lately differ from before.
-        has_times, gap_days (`float`): Whether times say anything; log of the median gap in days.
-        followed (`float`): Share of the transitions that go to the likeliest label after each one.
-        attributes (`float`): Share of the labels with an attribute.
-    """
-
-    customers: float
-    labels: float
-    visits: float
-    visits_vary: float
-    one_visit: float
-    basket: float
-    moments: float
-    repeats: float
-    repeats_at_once: float
-    gap_visits: float
-    most_popular: float
-    entropy: float
-    trend: float
-    has_times: float
-    gap_days: float
-    followed: float
-    attributes: float
-
-
 class LabelTables(nn.Module):
     """What is counted of a task's labels over the training customers. `modeling_mcm.training.scorer` fills it.
 
@@ -128,7 +90,6 @@ class LabelTables(nn.Module):
             with this value; 0: none.
         totals (`torch.FloatTensor` of shape `(4,)`): Number of visits of all customers, median gap of moments in days,
             whether times say anything (0: days are replaced by moments), and number of values of attributes.
-        shop (`torch.FloatTensor` of shape `(S,)`): [`ShopNumbers`], also where the counts are of other folds alone.
     """
 
     neighbours: Tensor
@@ -137,7 +98,6 @@ class LabelTables(nn.Module):
     attributes: Tensor
     rarity: Tensor
     totals: Tensor
-    shop: Tensor
 
     def __init__(self, labels: int, no_targets: Sequence[int] = ()):
         super().__init__()
@@ -149,7 +109,6 @@ class LabelTables(nn.Module):
         self.register_buffer("attributes", torch.zeros(labels, ATTRIBUTES, dtype=torch.int32))
         self.register_buffer("rarity", torch.zeros(labels, ATTRIBUTES))
         self.register_buffer("totals", torch.ones(4))
-        self.register_buffer("shop", torch.zeros(len(ShopNumbers._fields)))
 
     def add_neighbours(self, kind: int, label: Tensor, factor: Tensor, start: Tensor, sums: Tensor) -> None:
         """Adds to `sums` `(B, C)` what goes with M labels by one kind of evidence: to each neighbour of a label the

@@ -30,7 +30,7 @@ from modeling_mcm.evaluation.cases import (
     tasks_without_repeats,
 )
 from modeling_mcm.events_mcm import SECONDS_PER_DAY, run_starts
-from modeling_mcm.scorer_mcm import ATTRIBUTES, MOST_DENSE, RATE_HALF_LIFE, LabelTables, ShopNumbers
+from modeling_mcm.scorer_mcm import ATTRIBUTES, MOST_DENSE, RATE_HALF_LIFE, LabelTables
 from modeling_mcm.training.labels import categorical_features, find_usual_values
 
 FOLDS = 5
@@ -41,6 +41,44 @@ MOST_INVERTED = 2_000  # number of labels whose matrices are inverted, the most 
 LEAST_VALUES = 100  # of a feature that is an attribute of labels
 CUSTOMERS = 4096  # whose dense matrix of labels is multiplied at a time
 PERIODS, LATE = 26, 4  # parts of the training period at whose ends labels are counted; the latest ones are recent
+
+
+class ShopNumbers(NamedTuple):
+    """What a task's counts say of the shop, in a number each; logarithms are natural.
+
+    Attributes:
+        customers, labels (`float`): Log of 1 + the number of customers, and of labels that were seen.
+        visits, visits_vary (`float`): Log of the mean number of a customer's visits, and how this log varies.
+        one_visit (`float`): Share of the customers with one visit.
+        basket, moments (`float`): Log of the mean number of labels of a visit, and of its moments.
+        repeats, repeats_at_once (`float`): Share of the labels of later visits that repeat one, and which share of
+            these repeat it from the visit before.
+        gap_visits (`float`): Log of the mean number of visits until a label is repeated.
+        most_popular, entropy (`float`): Share of the ten most frequent labels, and entropy of the shares, over the
+            largest possible one.
+        trend (`float`): Share of the visits' labels that lately differ from before.
+        has_times, gap_days (`float`): Whether times say anything; log of the median gap in days.
+        followed (`float`): Share of the transitions that go to the likeliest label after each one.
+        attributes (`float`): Share of the labels with an attribute.
+    """
+
+    customers: float
+    labels: float
+    visits: float
+    visits_vary: float
+    one_visit: float
+    basket: float
+    moments: float
+    repeats: float
+    repeats_at_once: float
+    gap_visits: float
+    most_popular: float
+    entropy: float
+    trend: float
+    has_times: float
+    gap_days: float
+    followed: float
+    attributes: float
 
 
 class LabelCounts:
@@ -134,7 +172,6 @@ class LabelCounts:
         tables.counts.copy_(counts)
         tables.attributes.copy_(torch.from_numpy(self.attributes))
         tables.rarity.copy_(torch.from_numpy(measure_rarity(self.attributes)))
-        tables.shop.copy_(torch.tensor(self.shop))
         tables.totals.copy_(torch.tensor([visits, self.gap, float(self.has_times), self.attributes.max(initial=0)]))
         occurrences = counts[0].numpy()  # (V,)
         forwards = csr_array(sum(self.transitions[fold] for fold in folds))  # (V, V)
