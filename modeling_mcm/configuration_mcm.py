@@ -137,6 +137,13 @@ class MCMConfig(PreTrainedConfig):
         prefixes in one pass of a causal encoder. The others have a bidirectional encoder: `"random_prefix"` (the
         paper), `"last_prefix"` (no augmentation: the whole history), and `"masked_lm"` (BERT4Rec's masked events;
         needs the `"last"` readout).
+    learned_sizes (`list[int]`, *optional*):
+        Number of ids of each feature that the weights were trained with; labels that came later are only counted.
+        Default: `vocabulary_sizes`.
+    counted (`dict[str, str | int]`):
+        Which log the counts are of: `log`, its name, `until`, `customers` and `events`.
+    learned (`dict[str, str | int]`):
+        The same of the period that the weights were trained on, with `network`.
     values_digest (`str`, *optional*):
         Digest of the vocabularies and bins that the weights were trained with (`MCMFeatureExtractor.values_digest`).
         `None`: unknown.
@@ -178,6 +185,9 @@ class MCMConfig(PreTrainedConfig):
     target_types: dict[str, list[int]] = field(default_factory=dict)
     augmentation: Literal["random_prefix", "last_prefix", "all_prefixes", "masked_lm"] = "all_prefixes"
     values_digest: str | None = None
+    learned_sizes: list[int] | None = None
+    counted: dict[str, str | int] = field(default_factory=dict)
+    learned: dict[str, str | int] = field(default_factory=dict)
     label_columns: dict[str, dict[str, float | int]] = field(default_factory=dict)
     action_outcomes: list[str] = field(default_factory=lambda: ["click", "conversion"])
 
@@ -228,7 +238,7 @@ class MCMConfig(PreTrainedConfig):
     @property
     def counted_features(self) -> CountedFeatures:
         """What the customer state counts."""
-        sizes, few = self._sizes(), self.state_features
+        sizes, few = self._sizes(self.learned_sizes), self.state_features
         if few is None:
             few = [name for name, size in sizes.items() if size <= FEW_VALUES]
         large = {task: sizes[task] for task in self.tasks if sizes[task] > FEW_VALUES and task not in few}
@@ -244,9 +254,9 @@ class MCMConfig(PreTrainedConfig):
             {task: min(size, MOST_FREQUENT) for task, size in large.items() if task not in many},
         )
 
-    def _sizes(self) -> dict[str, int]:
-        """Number of ids by feature."""
-        return dict(zip(self.features, self.vocabulary_sizes, strict=False))  # checked by `validate_features`
+    def _sizes(self, sizes: list[int] | None = None) -> dict[str, int]:
+        """Number of ids by feature, by default all."""
+        return dict(zip(self.features, sizes or self.vocabulary_sizes, strict=False))  # checked by `validate_features`
 
     @property
     def embedding_size(self) -> int:
@@ -303,5 +313,6 @@ class MCMConfig(PreTrainedConfig):
 
 
 # Fields that may be edited in config.json: the weights are the same whatever they are.
-FREE = ("hidden_dropout_prob", "attention_probs_dropout_prob", "event_dropout_prob", "forecast_days")
+RATES = ("hidden_dropout_prob", "attention_probs_dropout_prob", "event_dropout_prob")
+FREE = (*RATES, "counted", "learned", "forecast_days")
 DECIDING = tuple(sorted({*MCMConfig.__annotations__}.difference(FREE)))  # what the weights mean

@@ -81,7 +81,7 @@ class CustomerModel:
         self.model, self.feature_extractor, self.reader = model.eval(), feature_extractor, reader
         self._predictor = Predictor(self.model, feature_extractor)
         feature_extractor.check_fits(model)
-        log, schema = _read_frame(events, reader.schema if reader else None), feature_extractor.schema
+        log, schema = read_frame(events, reader.schema if reader else None), feature_extractor.schema
         log = reader.read(log) if reader else log
         check_columns(list(log), schema.event_columns, "The events have", "Give the columns that `fit` was given.")
         self._events = log[[name for name in log if name in schema.event_columns]]
@@ -124,7 +124,7 @@ class CustomerModel:
         """
         from .preparation import prepare  # the extra `data`
 
-        table = _read_frame(events, schema)
+        table = read_frame(events, schema)
         if folder is not None and Path(folder).exists() and any(Path(folder).iterdir()):
             raise FileExistsError(
                 f"{folder} holds files already: give another folder, or read its model, as in "
@@ -151,13 +151,9 @@ class CustomerModel:
     def load(cls, folder: str | Path, events: object) -> "CustomerModel":
         """Loads what `save`, `finetune`, `mcm pretrain` or `mcm finetune --labels` wrote, for the events of some
         customers."""
-        from .training.checkpoints import find_head, open_checkpoint, reading
+        from .training.checkpoints import find_head, open_checkpoint
 
-        path, reader = Path(folder, READER_FILE), None
-        if path.is_file():
-            with reading(str(folder), READER_FILE):
-                reader = FrameReader.from_dict(read_json(path))
-        return cls(*open_checkpoint(find_head(str(folder)), str(folder)), events, reader)
+        return cls(*open_checkpoint(find_head(str(folder)), str(folder)), events, read_reader(folder))
 
     def save(self, folder: str | Path) -> None:
         """Saves model and feature extractor, without the events. `from_pretrained` and `load` read the folder. Raises
@@ -168,6 +164,24 @@ class CustomerModel:
         self.feature_extractor.save_pretrained(folder)
         if self.reader is not None:
             write_json(Path(folder, READER_FILE), self.reader.to_dict())
+
+    def refresh(self, events: object) -> "CustomerModel":
+        """A model that knows new events, too, given as in `fit`: what it counts goes to their end, their customers and
+        labels are known, and what it has learned stays. Raises `ValueError` if there is none."""
+        from .data.dataset import END
+        from .preparation.refresh import add_events
+        from .training.counting import count_again
+
+        new = read_frame(events, self.reader.schema if self.reader else None)
+        new = self.reader.read(new) if self.reader else new
+        with tempfile.TemporaryDirectory() as folder:
+            log, scratch, refreshed = (Path(folder, name) for name in ("log", "scratch", "data"))
+            scratch.mkdir()
+            known = self._prepare(log, self.reader.schema if self.reader else None)
+            add_events(known, new, refreshed, scratch)
+            data = PreparedData(refreshed, END)
+            model, extractor = count_again(self.model, self.feature_extractor, data, state=False)
+        return CustomerModel(model, extractor, pd.concat([self._events, new], ignore_index=True), self.reader)
 
     @property
     def customers(self) -> list[str]:
@@ -304,7 +318,7 @@ class CustomerModel:
             table, columns = self._read_labels(labels, label)
             table.to_parquet(file, index=False)
             self.save(model)
-            self._prepare(data)
+            self._prepare(data, self.reader.schema if self.reader else None)
             output = str(folder or tuned)
             training = FineTuningOptions(model, data, output, seed=options.pop("seed", 42))
             train_to_labels(training, LabelOptions(labels=file, **columns, **options))
@@ -385,9 +399,11 @@ class CustomerModel:
             if self.reader is None or self.reader.schema.cutoffs == NO_CUTOFFS:
                 raise ValueError("Nothing says what training did not read: evaluate what `fit` returned.")
             from .evaluation.comparison import compare_with_counting, mean_values
+            from .training.counting import count_again
 
-            data = self._prepare(folder, self.reader.schema)
-            results = compare_with_counting(self.model, self.feature_extractor, data, "test")
+            data = self._prepare(folder, self.reader.schema).at("test")
+            judged, extractor = count_again(self.model, self.feature_extractor, data, state=False)
+            results = compare_with_counting(judged, extractor, data, "test")
             return mean_values(results, "next_visit_ndcg@10").rename_axis("method")
 
     def _evaluate_labels(self, folder: str, labels: object, label: str | None) -> pd.DataFrame:
@@ -425,7 +441,7 @@ class CustomerModel:
 
     def _read_labels(self, labels: object, label: str | None) -> tuple[pd.DataFrame, dict]:
         """A table of labels, and what its columns are."""
-        table, schema = _read_frame(labels), self.feature_extractor.schema
+        table, schema = read_frame(labels), self.feature_extractor.schema
         customer = next((name for name in (schema.customer, "customer", "customer_id") if name in table), "customer")
         time = next((name for name in ("as_of", "time", schema.time) if name in table), None)
         if time is None:
@@ -509,18 +525,29 @@ class CustomerModel:
         return [self.customers[place] for place in places], columns, asked
 
 
+def read_reader(folder: str | Path) -> FrameReader | None:
+    """How the columns of a frame were read before, if `fit` made the model in a folder."""
+    from .training.checkpoints import reading
+
+    path = Path(folder, READER_FILE)
+    if not path.is_file():
+        return None
+    with reading(str(folder), READER_FILE):
+        return FrameReader.from_dict(read_json(path))
+
+
 def _make_table(ids: Sequence[str], columns: Columns) -> pd.DataFrame:
     values = {name: numbers.double().numpy() for name, numbers in columns.items()}
     return pd.DataFrame(values, pd.Index(ids, name="customer"))
 
 
-def _read_frame(events: object, schema: EventSchema | Mapping | None = None) -> pd.DataFrame:
+def read_frame(events: object, schema: EventSchema | Mapping | None = None) -> pd.DataFrame:
     """A table, a file, or a list of these as a data frame; what is known of the schema says how text files are
     written. Raises `ValueError` if it is none, or has no row."""
     if isinstance(events, str | Path):
         frame = _read_file(events, schema)
     elif isinstance(events, list | tuple) and events and not any(isinstance(each, Mapping) for each in events):
-        frame = pd.concat([_read_frame(each, schema) for each in events], ignore_index=True)
+        frame = pd.concat([read_frame(each, schema) for each in events], ignore_index=True)
     elif isinstance(events, pd.DataFrame):
         frame = events
     elif hasattr(events, "__arrow_c_stream__"):  # Arrow, polars and others

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .configuration_mcm import FIRST_VALUE_ID, MISSING_ID, UNKNOWN_ID
+from .configuration_mcm import FIRST_VALUE_ID, MISSING_ID, MOST_IDS, UNKNOWN_ID
 from .events_mcm import (
     NO_RANK,
     PERIODS,
@@ -39,6 +39,11 @@ from .schema_mcm import HOUR, NUMERIC, ONE_TOKEN_TYPE, TOKEN_TYPE, WEEKDAY, LogS
 # By kind of a feature that the clock gives: seconds of a value, the value of 1970-01-01 (a Thursday; Monday is 0), and
 # the number of values
 CALENDAR = {HOUR: (3600, 0, 24), WEEKDAY: (SECONDS_PER_DAY, 3, 7)}
+
+
+def write_text(value: str | Iterable[str] | None) -> str | None:
+    """One text of a value, or of several in any order."""
+    return value if value is None or isinstance(value, str) else "\n".join(sorted(value))
 
 
 class Timeline(NamedTuple):
@@ -141,12 +146,14 @@ class Encoding:
         events: Events,
         customers: IntArray,
         periods: IntArray | None = None,
+        known: Mapping[str, int] | None = None,
     ) -> tuple[dict, Timeline]:
         """Encodes the events of customers, in any order.
 
         Args:
             customers (`np.ndarray` of shape `(events,)`): Number of each event's customer.
             periods (`np.ndarray` of shape `(events,)`, *optional*): Its period; see [`arrange`].
+            known (`Mapping`, *optional*): By feature the number of ids that training has seen, if it is not all.
 
         Returns:
             The columns of rows, see `MCMFeatureExtractor.encode`, one customer's events after the other's, with
@@ -154,7 +161,8 @@ class Encoding:
             of its text; and how the events were arranged.
         """
         schema, count, nothing = self.schema, len(events.positions), np.zeros(len(events.positions), np.int64)
-        ids, values, unseen = {}, {}, {}
+        ids, values, unseen, known = {}, {}, {}, known or {}
+        texts = dict[str, Distinct]()  # which order equal events: ids differ from one vocabulary to the next
         for feature in self.event_features:
             if self.specs[feature].is_constant:
                 ids[feature] = np.full(count, self.ids[TOKEN_TYPE][ONE_TOKEN_TYPE], np.int32)
@@ -163,17 +171,17 @@ class Encoding:
                 ids[feature] = self.encode_values(feature, column)
                 if isinstance(column, np.ndarray):
                     values[feature] = to_values(column)
-        ties: list[NDArray] = [events.fractions, *ids.values(), events.is_target, *values.values()]
+                elif self.sources[feature] == feature:
+                    texts[feature] = column.map(write_text)
+        ranks = (column.rank() for column in texts.values())
+        ties: list[NDArray] = [events.fractions, *ranks, events.is_target, *values.values()]
         for task in schema.tasks if periods is not None else ():
             sums = nothing  # the one token type of a log without token types is never unseen
             if task in self.sources:
-                texts = events.values[self.sources[task]].map(
-                    lambda value: value if isinstance(value, str) else "\n".join(sorted(value or ()))
-                )
-                ties.append(texts.rank())
-                sums = texts.map(lambda text: zlib.crc32(text.encode()) >> 1).expand(np.int64)
-            is_unseen = (ids[task] == UNKNOWN_ID) & events.is_target
-            unseen[task] = np.where(is_unseen, sums, 0).astype(np.int32)
+                column = texts[self.sources[task]]
+                sums = column.map(lambda text: zlib.crc32((text or "").encode()) >> 1).expand(np.int64)
+            is_unseen = (ids[task] == UNKNOWN_ID) | (ids[task] >= known.get(task, MOST_IDS))
+            unseen[task] = np.where(is_unseen & events.is_target, sums, 0).astype(np.int32)
         closing, periods = bool(schema.end_of_visit), nothing if periods is None else periods
         timeline = arrange(events.positions, events.visits.rank(), ties, events.is_target, closing, customers, periods)
 

@@ -56,6 +56,8 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
             one of several values, ordered by their ids, of a text with a `separator` or of a list; with `level` and
             `separator` the first levels of a path. Other keys are stored. Default: `token_type` alone.
         vocabularies (`dict[str, list[str]]`): Values of each categorical feature; the first value has id 2.
+        known (`dict[str, dict[str, int]]`, *optional*): By cutoff of the log and feature the number of ids that there
+            were until then, where later values follow.
         bins (`dict[str, list[float]]`): Strictly increasing inner bin edges of each numeric and days_since_visit
             feature. A value on an edge belongs to the bin above it.
         customer, time, token_type, visit, time_zone, tasks, target_token_types, end_of_visit, max_events, min_history,
@@ -89,6 +91,7 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
         features: Sequence[dict] = ({"name": TOKEN_TYPE},),  # transformers makes one without arguments
         vocabularies: Mapping[str, Sequence[str]] = MappingProxyType({TOKEN_TYPE: (HISTORY_START,)}),
         bins: Mapping[str, Sequence[float]] = MappingProxyType({}),
+        known: Mapping[str, Mapping[str, int]] = MappingProxyType({}),
         **kwargs: Any,
     ) -> None:
         own: dict = {"customer": "customer_id", "token_type": TOKEN_TYPE, "tasks": ()}
@@ -99,6 +102,7 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
         self.features = [dict(feature) for feature in features]
         self.vocabularies = {feature: list(values) for feature, values in vocabularies.items()}
         self.bins = {feature: [float(edge) for edge in edges] for feature, edges in bins.items()}
+        self.known = {cutoff: dict(sizes) for cutoff, sizes in known.items()}
         self.tasks, self.target_token_types = list(self.tasks), list(self.target_token_types)
 
         schema = self.schema
@@ -120,12 +124,30 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
 
     @classmethod
     def from_schema(
-        cls, schema: LogSchema, vocabularies: Mapping[str, Sequence[str]], bins: Mapping[str, Sequence[float]]
+        cls,
+        schema: LogSchema,
+        vocabularies: Mapping[str, Sequence[str]],
+        bins: Mapping[str, Sequence[float]],
+        known: Mapping[str, Mapping[str, int]] = MappingProxyType({}),
     ) -> "MCMFeatureExtractor":
         """Makes the feature extractor that reads a log by a schema."""
         values = {entry.name: getattr(schema, entry.name) for entry in SETTINGS}
         features = [spec.to_saved(spec in schema.profile) for spec in (*schema.features, *schema.profile)]
-        return cls(**values | {"features": features, "vocabularies": vocabularies, "bins": bins})
+        return cls(**values | {"features": features, "vocabularies": vocabularies, "bins": bins, "known": known})
+
+    def until(self, cutoff: str) -> "MCMFeatureExtractor":
+        """The feature extractor as it was at a cutoff: values that came later are unknown to it."""
+        if not (sizes := self.known.get(cutoff)):
+            return self
+        ends = {name: sizes.get(name, FIRST_VALUE_ID + len(self.vocabularies[name])) for name in self.vocabularies}
+        return self.with_values({name: self.vocabularies[name][: end - FIRST_VALUE_ID] for name, end in ends.items()})
+
+    def with_values(
+        self, vocabularies: Mapping[str, Sequence[str]], known: Mapping[str, Mapping[str, int]] = MappingProxyType({})
+    ) -> "MCMFeatureExtractor":
+        """The same feature extractor with other vocabularies."""
+        settings = {name: getattr(self, name) for name in ("features", "bins", *(entry.name for entry in SETTINGS))}
+        return type(self)(**settings | {"vocabularies": vocabularies, "known": known})
 
     # ---------------------------------------------------------------------------------------------- features, labels
 
@@ -360,7 +382,7 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
 
     def to_dict(self) -> dict:
         """The settings for preprocessor_config.json, without vocabularies and bins, which have a file of their own."""
-        left_out = ("vocabularies", "bins", "model_input_names")
+        left_out = ("vocabularies", "bins", "known", "model_input_names")
         settings = {k: v for k, v in vars(self).items() if not k.startswith("_") and k not in left_out}
         return copy.deepcopy(settings) | {"feature_extractor_type": type(self).__name__}
 
@@ -376,7 +398,7 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
         saved = super().save_pretrained(folder)
         path = folder / VOCABULARIES_NAME
         settings = {name: value for name, value in self.to_dict().items() if name in DECIDING}
-        content = {"vocabularies": self.vocabularies, "bins": self.bins, "settings": settings}
+        content = {"vocabularies": self.vocabularies, "bins": self.bins, "known": self.known, "settings": settings}
         write_json(path, content, indent=1, allow_nan=False)
         if push_to_hub:  # not in the base class, which would upload before the vocabularies are written
             self.push_to_hub(kwargs.pop("repo_id", folder.name), **kwargs)
@@ -400,6 +422,7 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
         try:
             content = read_json(path)
             fitted = {key: dict(content[key]) for key in ("vocabularies", "bins")}
+            fitted["known"] = dict(content.get("known", {}))
             saved = dict(content.get("settings", {}))  # of a file made by hand none
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}); {fix}.") from error

@@ -52,6 +52,7 @@ from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
 from modeling_mcm.option import REQUIRED, option
 from modeling_mcm.predictor_mcm import Predictor
 from modeling_mcm.training.checkpoints import open_checkpoint
+from modeling_mcm.training.counting import count_again
 from modeling_mcm.training.memory import keep_freed_memory
 
 from .arguments import command
@@ -127,9 +128,11 @@ Report = tuple[list[list[str]], str, dict, list[str]]  # table, caption, all res
 
 
 def _open(options: EvaluationOptions, head: type[PreTrainedModel]) -> tuple[PreparedData, Any, MCMFeatureExtractor]:
-    data = PreparedData(options.data)
+    """What is judged knows nothing after the cutoff: it counts the log until then."""
+    data = PreparedData(options.data, options.cutoff)
     model, extractor = open_checkpoint(head, options.model)
     check_vocabularies(data.folder, extractor)
+    model, extractor = count_again(model, extractor, data, state=False)
     return data, model.to("cuda" if torch.cuda.is_available() else "cpu"), extractor
 
 

@@ -19,6 +19,7 @@ COMMANDS = {
     "similar": "name the labels that are alike, or that go together",
     "serve": "serve a checkpoint over HTTP",
     "app": "show a page of all customers in a browser",
+    "refresh": "add a day to a model: its counts go to the end of the log, and its weights stay",
     "publish": "publish a checkpoint on the Hugging Face Hub, with its card",
 }
 

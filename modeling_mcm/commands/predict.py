@@ -179,6 +179,7 @@ def _prepare_log(options: PredictionOptions, extractor: MCMFeatureExtractor, eng
         memory_limit=options.memory_limit,
         overwrite=True,
         reuse=True,
+        keep=False,
     )
 
 

@@ -12,29 +12,41 @@ import weakref
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
+from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import datasets
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from modeling_mcm.configuration_mcm import UNKNOWN_ID
+from modeling_mcm.events_mcm import EPOCH
 from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
 from modeling_mcm.files_mcm import atomic_write, hold_part, read_json, write_json
 from modeling_mcm.folders import file_digest
 
-from .schema import EventSchema
+from .cases import CUTOFFS, ENDS
+from .schema import NO_CUTOFFS, EventSchema
 
 MANIFEST_FILE = "manifest.json"
 FEATURE_EXTRACTOR_FOLDER = "feature_extractor"
 IDENTITY_FILE = "_predictions.json"  # in a folder of predictions: what they are made of
+LOG, LOG_PROFILE = "log", "profile.parquet"  # folder of the log as it was read, and its table of profiles
 PAGE_FILE = "page.parquet"  # scores of all customers, which `mcm app` stores
 PAGE_NOTE = "page.json"  # what they were made of, and the digest of their file
 ROWS_COPY = Path(datasets.config.HF_DATASETS_CACHE, "mcm-rows")
 BATCH = 1024  # rows
+END = "end"  # of the log, beside the cutoffs
 CONTENT = "digest"  # key of the manifest's own digest
-FORMAT_VERSION = 3  # version 2 could not tell one unseen label from another, and had no amount
+FORMAT_VERSION = 4  # version 3 ended its vocabularies at the validation cutoff
+
+
+def describe_file(path: Path, rows: int) -> dict:
+    """The entry of a Parquet file in a manifest."""
+    return {"file": path.name, "rows": rows, "bytes": path.stat().st_size, "sha256": file_digest(path)}
 
 
 def write_table(path: str | Path, table: pa.Table, **options: Any) -> None:
@@ -55,6 +67,8 @@ class PreparedManifest:
         counts (`dict`): Numbers of rows read and dropped, events, customers, cases, and unknown and missing values.
         seeds (`dict`): Random seeds. Preparation draws no random number, so it is empty.
         versions (`dict`): Versions of Python and of the libraries that wrote the data set, by name.
+        log (`list[dict]`): The same as `shards` of the files in the folder `LOG`, which hold the log as it was read:
+            what `mcm refresh` adds to. Empty on Spark, or where it was not kept.
         shards (`list[dict]`): One dict per shard, with its `file` name, its number of `rows` and `bytes`, and its
             digest `sha256`.
         measures (`dict`): What kind of log it is, as `counts.measure` returns it. Empty where no model is trained on
@@ -69,6 +83,7 @@ class PreparedManifest:
     counts: dict
     versions: dict[str, str]
     shards: list[dict]
+    log: list[dict] = field(default_factory=list)
     measures: dict = field(default_factory=dict)
     seeds: dict[str, int] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
@@ -139,20 +154,43 @@ def load_prepared(directory: str | Path) -> datasets.Dataset:
 
 
 class PreparedData:
-    """A prepared data set, a folder that `prepare` wrote. Its manifest is read at once (errors as in
-    [`PreparedManifest.load`]), everything else when it is first used; `rows` are checked first."""
+    """A prepared data set, a folder that `prepare` wrote, as it was known at a time. Its manifest is read at once
+    (errors as in [`PreparedManifest.load`]), everything else when it is first used; `rows` are checked first.
 
-    def __init__(self, folder: str | Path):
-        self.folder, self.manifest = Path(folder), PreparedManifest.load(folder)
+    Args:
+        until (`str`): End of the period that a model learns or counts, "validation" or "test", the cutoffs, or `END`,
+            that of the log. Values that are new after it are unknown, and it is the validation cutoff of the rows and
+            of the schema.
+    """
+
+    def __init__(self, folder: str | Path, until: str = CUTOFFS[0]):
+        self.folder, self.manifest, self.until = Path(folder), PreparedManifest.load(folder), until
+
+    def at(self, until: str) -> "PreparedData":
+        """The same data set, as it was known at another time."""
+        return self if until == self.until else PreparedData(self.folder, until)
+
+    @property
+    def known(self) -> dict[str, int]:
+        """By feature the number of ids that were known, where there are more."""
+        return {} if self.manifest.schema["cutoffs"] == NO_CUTOFFS else self._extractor.known.get(self.until, {})
 
     @cached_property
     def schema(self) -> EventSchema:
         """[`EventSchema`]: the event schema that it was prepared with."""
-        return EventSchema.from_dict(self.manifest.schema)
+        schema = EventSchema.from_dict(self.manifest.schema)
+        if self.until == CUTOFFS[0] or not isinstance(schema.cutoffs, dict):
+            return schema
+        last = EPOCH + timedelta(seconds=self.manifest.counts["last"] + 1)
+        return replace(schema, cutoffs=dict.fromkeys(CUTOFFS, schema.cutoffs.get(self.until, last)))
 
     @cached_property
     def extractor(self) -> MCMFeatureExtractor:
         """[`MCMFeatureExtractor`]: the feature extractor with its vocabularies and bins."""
+        return self._extractor.until(self.until) if self.known else self._extractor
+
+    @cached_property
+    def _extractor(self) -> MCMFeatureExtractor:
         return MCMFeatureExtractor.from_pretrained(self.folder / FEATURE_EXTRACTOR_FOLDER)
 
     @cached_property
@@ -167,7 +205,7 @@ class PreparedData:
             with pa.OSFile(str(part / "rows.arrow"), "wb") as file, pa.ipc.new_stream(file, schema) as out:
                 for shard in self.manifest.shards:
                     for batch in pq.ParquetFile(self.folder / shard["file"]).iter_batches(BATCH):
-                        out.write_batch(batch)
+                        out.write_batch(cut_columns(batch, self.until, self.known))
             rows = datasets.Dataset.from_file(str(part / "rows.arrow"))
             weakref.finalize(rows, _close, stack.pop_all(), os.getpid())
             return rows
@@ -177,17 +215,36 @@ class PreparedData:
         _check_digests(self.folder, {shard["file"]: shard["sha256"] for shard in self.manifest.shards})
 
 
+def cut_columns(batch: pa.RecordBatch, until: str, known: Mapping[str, int]) -> pa.RecordBatch:
+    """Columns of rows as they were known: later values are unknown, and `until` is the validation cutoff; at the end
+    of the log it is the test cutoff, too."""
+    columns = dict(zip(batch.schema.names, batch.columns, strict=True))
+    for feature, size in known.items():
+        for name in {f"feature_{feature}", f"task_{feature}"} & columns.keys():
+            ids = columns[name].values
+            ids = pc.if_else(pc.less(ids, size), ids, pa.scalar(UNKNOWN_ID, ids.type))
+            columns[name] = pa.ListArray.from_arrays(columns[name].offsets, ids, columns[name].type)
+    if until != CUTOFFS[0]:
+        end = pc.list_value_length(columns["times"]) if until == END else columns[ENDS[1]]
+        columns |= {ENDS[0]: end.cast(pa.int32()), ENDS[1]: end.cast(pa.int32())}
+    return pa.record_batch([*columns.values()], schema=batch.schema)
+
+
 def _close(stack: ExitStack, process: int) -> None:
     if os.getpid() == process:  # and not a forked worker
         stack.close()
 
 
 def check_vocabularies(directory: str | Path, extractor: MCMFeatureExtractor) -> None:
-    """Checks that the ids of a checkpoint mean the same values as the ids of a prepared data set. Raises `ValueError`
-    if features, tasks, vocabularies or bins differ."""
-    data = PreparedData(directory).extractor
+    """Checks that the ids of a checkpoint mean the same values as the ids of a prepared data set; one of them may know
+    more of the latest values. Raises `ValueError` if features, tasks, vocabularies or bins differ."""
+    data = PreparedData(directory, END).extractor
     for what in ("feature_names", "tasks", "vocabularies", "bins"):
-        if getattr(data, what) != getattr(extractor, what):
+        ours, theirs = getattr(data, what), getattr(extractor, what)
+        if what == "vocabularies" and ours.keys() == theirs.keys():
+            sizes = {name: min(len(ours[name]), len(theirs[name])) for name in ours}
+            ours, theirs = ({name: values[name][:size] for name, size in sizes.items()} for values in (ours, theirs))
+        if ours != theirs:
             raise ValueError(
                 f"The {what} of the data set {directory} and of the checkpoint differ: ids would mean other values. "
                 "Evaluate on the data set that the checkpoint was trained on, or prepare the data anew "

@@ -206,9 +206,9 @@ class EventSchema(LogSchema, TextFormat):
                 "`tasks` is empty; name at least one categorical event feature to predict, or token_type alone in a "
                 "log without labels."
             )
-        if not self.leaves_one_out and self.cutoff("validation") >= self.cutoff("test"):
+        if not self.leaves_one_out and self.cutoff("validation") > self.cutoff("test"):
             raise ValueError(
-                f"`cutoffs`: validation ({self.cutoff('validation')}) is not before test ({self.cutoff('test')}); "
+                f"`cutoffs`: validation ({self.cutoff('validation')}) is after test ({self.cutoff('test')}); "
                 "move one of them."
             )
         if self.order is not None and not self.leaves_one_out and self.cutoffs != NO_CUTOFFS:

@@ -20,7 +20,7 @@ from transformers.utils import logging
 from modeling_mcm.action_mcm import MCMForActionRecommendation
 from modeling_mcm.configuration_mcm import FIRST_VALUE_ID
 from modeling_mcm.customer_mcm import MCMForCustomerPrediction
-from modeling_mcm.data.cases import deciding_tasks
+from modeling_mcm.data.cases import CUTOFFS, deciding_tasks
 from modeling_mcm.data.dataset import (
     MANIFEST_FILE,
     PAGE_FILE,
@@ -55,6 +55,7 @@ from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation, MCMPreTrain
 from modeling_mcm.predictor_mcm import PREDICTED
 from modeling_mcm.scoring.scorer import SCORES, BatchScorer, ScoringJob
 from modeling_mcm.training.checkpoints import checkpoint_digest
+from modeling_mcm.training.counting import count_again
 
 logger = logging.get_logger(__name__)
 NEXT_DAYS = 30
@@ -125,11 +126,12 @@ class Histories:
     ):
         if extractor.time is None:
             raise ValueError(f"The log {extractor.name} has no times, and the page draws them.")
-        self.model, self.extractor = model, extractor
-        prepared = PreparedData(data)
+        prepared = PreparedData(data, CUTOFFS[1])
         if prepared.schema.cutoffs in (LEAVE_ONE_OUT, NO_CUTOFFS):
             raise ValueError(f"{data} has no test period: prepare it with `cutoffs`, two dates.")
         check_vocabularies(data, extractor)
+        # The page marks what came true: what it shows counts the log up to the cutoff, as an evaluation does
+        self.model, self.extractor = count_again(model, extractor, prepared, state=False)
         self.as_of = prepared.schema.cutoff_seconds("test")
         self.cutoff = to_iso(self.as_of)
         # Labels that are numbers to people say little: their tasks come last.
@@ -148,7 +150,10 @@ class Histories:
             )
         self._scoring: threading.Thread | None = None
         self.failure: str | None = None
-        scorers = {name: self._tuned_scorer(*each, data, actions) for name, each in (tuned or {}).items()}
+        scorers = {}
+        for name, (head, known) in (tuned or {}).items():
+            check_vocabularies(data, known)
+            scorers[name] = self._tuned_scorer(*count_again(head, known, prepared, state=False), data, actions)
         self._score_all(data, scorers)
         columns = [*self.scored]
         self.predictions = columns[columns.index(VALUE) + 1 :]
@@ -187,7 +192,6 @@ class Histories:
         self, model: MCMPreTrainedModel, extractor: MCMFeatureExtractor, data: str, actions: str | None
     ) -> BatchScorer:
         """The scorer of a fine-tuned model, which predicts as of the cutoff."""
-        check_vocabularies(data, extractor)
         source = str(model.name_or_path)
         job = ScoringJob(source, data, "", (), ACTION_COLUMNS, False, BATCH, ROWS_AT_ONCE, as_of=self.as_of)
         if isinstance(model, MCMForCustomerPrediction):

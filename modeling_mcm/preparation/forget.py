@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from modeling_mcm.data.dataset import (
+    END,
     FEATURE_EXTRACTOR_FOLDER,
     IDENTITY_FILE,
     MANIFEST_FILE,
@@ -111,7 +112,7 @@ class Places:
                     prepared.schema,
                     folder,
                     self.profile[0] if prepared.schema.profile else None,
-                    prepared.extractor,
+                    prepared.at(END).extractor,
                     rows_per_shard=prepared.manifest.options["rows_per_shard"],
                     overwrite=True,
                     **options,
@@ -140,7 +141,7 @@ class Places:
             except (OSError, ValueError) as error:
                 reasons[path] = f"can't be read: {error}"
         for folder, prepared in self.data.items():
-            if left := {*names} & known_customers(prepared.extractor):
+            if left := {*names} & known_customers(prepared.at(END).extractor):
                 reasons[folder / FEATURE_EXTRACTOR_FOLDER] = f"{len(left)} of the customers are values of a feature"
         return reasons
 

@@ -16,11 +16,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 from transformers.utils import logging
 
 from modeling_mcm import __version__
 from modeling_mcm.data import NO_CUTOFFS, EventSchema, PreparedManifest
-from modeling_mcm.data.dataset import FEATURE_EXTRACTOR_FOLDER, MANIFEST_FILE
+from modeling_mcm.data.dataset import FEATURE_EXTRACTOR_FOLDER, LOG, LOG_PROFILE, MANIFEST_FILE, describe_file
 from modeling_mcm.events_mcm import to_iso
 from modeling_mcm.extras import needs
 from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
@@ -140,6 +141,18 @@ def _write_shards(
     remove_abandoned(directory)  # by a lost worker, whose shard another worker wrote
 
 
+def keep_log(scratch: Path, target: Path, number: int = 0) -> list[dict]:
+    """Moves what [`~.tables.open_rows`] read from the scratch folder into the folder `LOG` of a data set, as the
+    file with a number. Returns the entries of the manifest: events, and perhaps profiles."""
+    folder, entries = target / LOG, []
+    folder.mkdir(exist_ok=True)
+    for what, name in (("event", f"events-{number:05d}.parquet"), ("profile", LOG_PROFILE)):
+        if (read := scratch / f"{what}.parquet").is_file():
+            path = read.rename(folder / name)
+            entries.append(describe_file(path, pq.read_metadata(path).num_rows))
+    return entries
+
+
 def prepare(
     events: Source,
     schema: EventSchema,
@@ -152,6 +165,7 @@ def prepare(
     reuse: bool = False,
     memory_limit: str = "1GB",
     spark_config: Mapping[str, str] | None = None,
+    keep: bool = True,
 ) -> PreparedManifest:
     """Prepares an event log: `manifest.json`, `feature_extractor/` and shards of customers.
 
@@ -163,8 +177,8 @@ def prepare(
         output_dir (`str` or `Path`): Folder to make.
         profile (`Source`, *optional*): The profile table in any of the same forms; needed if the schema has `profile`.
         feature_extractor ([`MCMFeatureExtractor`], *optional*): Feature extractor of a checkpoint that is to read the
-            result. Its vocabularies and bins are used. Default: vocabularies and bins are fitted on the training
-            period.
+            result. Its vocabularies and bins are used. Default: they are fitted on the training period, and values
+            that are new in a later period follow.
         engine (`str` or `ibis.BaseBackend`): "duckdb", "spark" (docs/production.md), or an Ibis connection to Spark.
             An Ibis table of Spark is always prepared by Spark.
         rows_per_shard (`int`): Largest number of customers in one shard.
@@ -174,6 +188,7 @@ def prepare(
         memory_limit (`str`): Memory that DuckDB may use before it spills to disk, such as "1GB".
         spark_config (`dict[str, str]`, *optional*): Options of the Spark session, such as
             `{"spark.master": "local[2]"}`.
+        keep (`bool`): Whether to keep the log as it was read in the folder, so that `mcm refresh` can add to it.
 
     Raises:
         ValueError: If the data do not fit the schema. The message names the column and the fix.
@@ -220,7 +235,6 @@ def prepare(
         chosen, counts = choose_events(read, schema, cache)
         counts["dropped_bad"] = bad
         _check_periods(counts, schema)
-        del counts["first"], counts["last"]
         profiles = None
         if schema.profile:
             profiles = open_profiles(profile, connection, schema, scratch, chosen)
@@ -232,8 +246,9 @@ def prepare(
         sharded = cache(sharded if is_spark else sharded.order_by("shard"))
         extractor = feature_extractor or fit(sharded, profiles, schema, done)
         extractor.save_pretrained(target / FEATURE_EXTRACTOR_FOLDER)
+        shard_encoder = ShardEncoder(schema, extractor)
         shards, totals = [], defaultdict[str, Counter[str]](Counter)
-        for entry, counted in _write_shards(sharded, profiles, ShardEncoder(schema, extractor), target, number):
+        for entry, counted in _write_shards(sharded, profiles, shard_encoder, target, number):
             shards.append(entry)
             for kind, numbers in counted.items():
                 totals[kind].update(numbers)
@@ -248,7 +263,13 @@ def prepare(
         libraries = [*LIBRARIES, SPARK] if is_spark else LIBRARIES
         versions = {"python": platform.python_version(), "modeling-mcm": __version__}
         versions |= {name: importlib.metadata.version(name) for name in libraries}
+        log = keep_log(scratch, target) if keep and not is_spark else []
         manifest = PreparedManifest(
-            counts=counts, versions=versions, shards=shards, measures=dict(totals["measures"]), **facts
+            counts=counts,
+            versions=versions,
+            log=log,
+            shards=shards,
+            measures=dict(totals["measures"]),
+            **facts,
         )
         return manifest.save(target)

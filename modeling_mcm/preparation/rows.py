@@ -18,10 +18,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from modeling_mcm.configuration_mcm import FIRST_VALUE_ID, MISSING_ID, UNKNOWN_ID
+from modeling_mcm.configuration_mcm import FIRST_VALUE_ID, MISSING_ID, MOST_IDS, UNKNOWN_ID
 from modeling_mcm.data import NO_CUTOFFS, EventSchema
-from modeling_mcm.data.cases import ENDS, compute_offsets, count_cases, deciding_tasks, to_batch
-from modeling_mcm.data.dataset import write_table
+from modeling_mcm.data.cases import CUTOFFS, ENDS, compute_offsets, count_cases, deciding_tasks, to_batch
+from modeling_mcm.data.dataset import describe_file, write_table
 from modeling_mcm.encoding_mcm import Encoding
 from modeling_mcm.events_mcm import (
     NO_TIME,
@@ -36,7 +36,6 @@ from modeling_mcm.events_mcm import (
     to_text,
 )
 from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
-from modeling_mcm.folders import file_digest
 from modeling_mcm.inputs_mcm import Customers
 from modeling_mcm.schema_mcm import NUMERIC, ROWS
 
@@ -56,8 +55,8 @@ class RowReader:
             is the only task, every target has); the `stored` columns; and `BAD`.
     """
 
-    def __init__(self, schema: EventSchema, profile: bool = False):
-        self.log, self.profile, self.reader = schema, profile, EventReader(schema)
+    def __init__(self, schema: EventSchema, profile: bool = False, start: int = 0):
+        self.log, self.profile, self.reader, self.start = schema, profile, EventReader(schema), start
         letter, self.specs = ("p", schema.profile) if profile else ("f", schema.features)
         self.columns = schema.profile_columns if profile else schema.event_columns
         self.stored = {
@@ -78,7 +77,7 @@ class RowReader:
 
     def read(self, blocks: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         """Reads blocks with the columns of the table."""
-        start = 0
+        start = self.start
         for block in blocks:
             yield self._read_block(block, start)
             start += len(block)
@@ -159,6 +158,8 @@ class ShardEncoder:
     """Makes the rows of a shard from the events of its customers."""
 
     def __init__(self, schema: EventSchema, extractor: MCMFeatureExtractor):
+        # By feature the number of ids of the training period, if others follow
+        self.known = {} if schema.cutoffs == NO_CUTOFFS else extractor.known.get(CUTOFFS[0], {})
         self.schema, self.encoding = schema, Encoding(schema, extractor.vocabularies, extractor.bins)
         self.events, self.profiles = RowReader(schema), RowReader(schema, profile=True)
 
@@ -170,7 +171,7 @@ class ShardEncoder:
         values = {spec.name: from_arrow(rows[name]) for name, spec in self.events.stored.items()}
         seconds, fractions, is_target = (rows[name].to_numpy() for name in ("second", "nanosecond", "is_target"))
         events = Events(seconds, fractions, from_arrow(rows["visit"]), is_target, values)
-        row, timeline = self.encoding.encode(events, customers, periods)
+        row, timeline = self.encoding.encode(events, customers, periods, self.known)
         customers_of_row, periods_of_row = customers[timeline.indices], periods[timeline.indices]
         offsets = pa.array(compute_offsets(np.bincount(customers_of_row)), pa.int32())
         columns = {"customer_id": pa.array(sorted(ids.values), pa.string())}
@@ -208,7 +209,9 @@ class ShardEncoder:
         if self.schema.cutoffs == NO_CUTOFFS:
             return {}
         tasks = deciding_tasks(self.schema.tasks, self.encoding.token_feature)
-        is_labelled = np.any([batch.column(f"task_{task}") >= FIRST_VALUE_ID for task in tasks], axis=0)
+        labels = {task: batch.column(f"task_{task}") for task in tasks}
+        is_known = [(ids >= FIRST_VALUE_ID) & (ids < self.known.get(task, MOST_IDS)) for task, ids in labels.items()]
+        is_labelled = np.any(is_known, axis=0)
         targets = np.flatnonzero(is_labelled & (batch.places < batch.column("validation_end")[batch.row]))
         customers, visits = batch.row[targets], batch.column("visits")[targets]
         opens_visit = run_starts(customers, visits)
@@ -224,4 +227,4 @@ class ShardEncoder:
 def write_shard(table: pa.Table, path: Path) -> dict:
     """Writes a shard whole or not at all, and returns its entry in the manifest: `file`, `rows`, `bytes`, `sha256`."""
     write_table(path, table.combine_chunks(), compression="zstd", row_group_size=ROWS_PER_ROW_GROUP)
-    return {"file": path.name, "rows": table.num_rows, "bytes": path.stat().st_size, "sha256": file_digest(path)}
+    return describe_file(path, table.num_rows)

@@ -7,7 +7,7 @@ fitted comes from period 0. The events of one period stand together in a custome
 """
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,8 +18,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from transformers.utils import logging
 
+from modeling_mcm.configuration_mcm import FIRST_VALUE_ID
+from modeling_mcm.data.cases import CUTOFFS
 from modeling_mcm.data.schema import MOST_VALUES, NO_CUTOFFS, EventSchema
-from modeling_mcm.events_mcm import SECONDS_PER_DAY, check_columns, to_iso
+from modeling_mcm.events_mcm import PERIODS, SECONDS_PER_DAY, check_columns, to_iso
 from modeling_mcm.extras import needs
 from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
 from modeling_mcm.schema_mcm import DAYS_SINCE_VISIT, NUMERIC, ONE_TOKEN_TYPE, ROWS, FeatureSpec
@@ -41,15 +43,20 @@ LEAST_TARGET_VISITS = 3  # one for training, one for validation and one for the 
 
 
 def open_rows(
-    source: Source, connection: ibis.BaseBackend, schema: EventSchema, folder: Path, profile: bool = False
+    source: Source,
+    connection: ibis.BaseBackend,
+    schema: EventSchema,
+    folder: Path,
+    profile: bool = False,
+    start: int = 0,
 ) -> tuple[Table, int]:
     """Reads a log, or a table of profiles, as a table with the columns of [`RowReader`] but `BAD`. Returns it and the
-    number of rows that were left out because they can't be read.
+    number of rows that were left out because they can't be read; `start` is the number of rows before it.
 
     On Spark the workers read Parquet files and tables of Spark. This process reads everything else, and writes what it
     read into `folder`.
     """
-    what, reader, dropped = "profile" if profile else "event", RowReader(schema, profile), 0
+    what, reader, dropped = "profile" if profile else "event", RowReader(schema, profile, start), 0
     table = read_on_spark(source, connection, what, reader) if connection.name == SPARK else None
     if schema.order == ROWS and not profile and (table is not None or isinstance(source, Table)):
         raise ValueError(
@@ -218,16 +225,19 @@ def fit(
     events: Table, profiles: Table | None, schema: EventSchema, on_feature: Callable[[str], None]
 ) -> MCMFeatureExtractor:
     """Fits the vocabulary or the bins of every feature on the training period (period 0). Ids of every feature: 0 is
-    missing, 1 is unknown (never seen in training, or too rarely), and the values or bins have the ids from 2 on."""
+    missing, 1 is unknown (never seen, or too rarely), and the values or bins have the ids from 2 on. Values of events
+    that are new in a later period follow those of the periods before it."""
     vocabularies = {}
     bins = {}
+    known: dict[str, dict[str, int]] = {cutoff: {} for cutoff in CUTOFFS}
     training = events.filter(events.period == 0)
     tables = [(RowReader(schema), training)]
     if profiles is not None:
         members = profiles.semi_join(training.select("customer_id").distinct(), "customer_id")
         tables.append((RowReader(schema, profile=True), members))
     for reader, table in tables:
-        columns = {spec.name: table[name] for name, spec in reader.stored.items()}
+        names = {spec.name: name for name, spec in reader.stored.items()}
+        columns = {feature: table[name] for feature, name in names.items()}
         for spec in reader.specs:
             if spec.is_constant:
                 vocabularies[spec.name] = [ONE_TOKEN_TYPE]
@@ -239,12 +249,22 @@ def fit(
                 bins[spec.name] = fit_bins(days_between_visits(training), spec.bins)
             elif spec.name in columns:
                 column = columns[spec.name]  # each of several values of an event counts
-                vocabularies[spec.name] = fit_values(column if spec.item is None else column.unnest(), spec)
+                values = fit_values(column if spec.item is None else column.unnest(), spec)
+                later: list[list[str]] = [[], []]
+                if spec in schema.features and spec != schema.token_feature:  # kinds decide what a target is
+                    later = find_later_values(events, names[spec.name], spec, len(values))
+                vocabularies[spec.name] = [*values, *later[0], *later[1]]
+                for cutoff, number in zip(CUTOFFS, (len(values), len(values) + len(later[0])), strict=True):
+                    if number < len(vocabularies[spec.name]):
+                        known[cutoff][spec.name] = FIRST_VALUE_ID + number
             elif spec.column is not None:  # it shares the values of a column with an earlier feature
-                vocabularies[spec.name] = list(vocabularies[schema.sources[spec.name]])
+                source = schema.sources[spec.name]
+                vocabularies[spec.name] = list(vocabularies[source])
+                for sizes in known.values():
+                    sizes |= {spec.name: sizes[source]} if source in sizes else {}
             on_feature(spec.name)
     vocabularies[schema.token_feature.name] += schema.reserved_token_types
-    return MCMFeatureExtractor.from_schema(schema, vocabularies, bins)
+    return MCMFeatureExtractor.from_schema(schema, vocabularies, bins, known)
 
 
 def _check_amounts(amounts: FloatingValue, spec: FeatureSpec) -> None:
@@ -302,6 +322,35 @@ def fit_values(column: Value, spec: FeatureSpec) -> list[str]:
                 "that are as frequent go together, so none would be left: set a higher `max_values`, or `min_count`."
             )
     return values["value"].to_pylist()
+
+
+def find_new_values(events: Table, name: str, spec: FeatureSpec, known: Sequence[str]) -> list[str]:
+    """Finds the values of a column of events that are not known and frequent enough, the most frequent first."""
+    column = events[name] if spec.item is None else events[name].unnest()
+    table = column.name("value").as_table()
+    counts = table.filter(table.value.notnull()).group_by("value").agg(number=_.count())
+    counts = counts.filter(counts.number >= spec.min_count).to_pyarrow()
+    new = counts.filter(pc.invert(pc.is_in(counts["value"], pa.array(known, pa.string()))))
+    values = new.sort_by([("number", "descending"), ("value", "ascending")])["value"].to_pylist()
+    return values[: max((spec.max_values or MOST_VALUES) - len(known), 0)]
+
+
+def find_later_values(events: Table, name: str, spec: FeatureSpec, number: int) -> list[list[str]]:
+    """Finds the values of a column of events that training has not, or too rarely, beside its `number` of values:
+    those that are frequent enough by the end of period 1, and by the end of the log, the most frequent first.
+    `max_values` holds for all together."""
+    column = events[name] if spec.item is None else events[name].unnest()
+    table = events.select(value=column, period=events.period)
+    periods = {f"until_{period}": (_.period <= period).sum() for period in range(PERIODS)}
+    counts = table.filter(table.value.notnull()).group_by("value").agg(**periods)
+    new = counts.filter((counts.until_2 >= spec.min_count) & (counts.until_0 < spec.min_count)).to_pyarrow()
+    most, later = (spec.max_values or MOST_VALUES) - number, list[list[str]]()
+    for end in ("until_1", "until_2"):  # what comes after a period has no effect on the ids before its end
+        is_known = pc.greater_equal(new[end], spec.min_count)
+        found = new.filter(is_known).sort_by([(end, "descending"), ("value", "ascending")])["value"].to_pylist()
+        later.append(found[: max(most - sum(map(len, later)), 0)])
+        new = new.filter(pc.invert(is_known))
+    return later
 
 
 def days_between_visits(events: Table) -> FloatingValue:

@@ -24,7 +24,7 @@ from modeling_mcm.configuration_mcm import MCMConfig
 from modeling_mcm.data import PreparedData
 from modeling_mcm.data.cases import load_columns
 from modeling_mcm.data.collator import MCMCollator, PreparedRows, unit_counts
-from modeling_mcm.data.dataset import MANIFEST_FILE
+from modeling_mcm.data.dataset import END, MANIFEST_FILE
 from modeling_mcm.evaluation.cases import cases_at, tasks_without_repeats
 from modeling_mcm.evaluation.comparison import baseline_warnings, compare_with_counting, mean_values, read_cases
 from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
@@ -33,9 +33,9 @@ from modeling_mcm.folders import file_digest
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
 from modeling_mcm.scorer_mcm import NEXT_VISIT, QUESTIONS, LabelScorer, ScoreNetwork
 
+from .counting import count_again, describe_counts
 from .encoder.recipe import Recipe, make_config, recipe_for
 from .encoder.trainer import MCMTrainer
-from .forecaster.describe import describe_shop
 from .labels import categorical_features, fill_label_values, popularity
 from .options import AUTO, NONE, ModelOptions, PretrainingArguments
 from .resuming import (
@@ -47,6 +47,7 @@ from .resuming import (
     deciding_options,
     is_finished,
     last_whole_checkpoint,
+    name_log,
     output_folder_lock,
     step_size,
 )
@@ -56,7 +57,6 @@ from .scorer.examples import Examples, draw_examples
 from .scorer.features import compute_features
 from .scorer.fit import ScoredCases, fit_network
 from .scorer.judge import judge_encoder, measure_encoder, score_by_counts
-from .state import fit_state
 
 logger = logging.get_logger(__name__)
 # Options that say when the recipe evaluates, saves and ends. They belong together: if the command line sets one of
@@ -246,16 +246,6 @@ def fit_encoder(model: MCMForMultiTaskRecommendation, counted: CountsFit, seed: 
     calibrate(scorer, validation, pairs, examples.questions, device)
 
 
-def describe_customers(model: MCMForMultiTaskRecommendation, data: PreparedData, seed: int) -> None:
-    """Fits the customer state, and describes the shop to the forecaster. Both read customers with any event before the
-    validation cutoff: of those who came once, most do not come again."""
-    known = np.flatnonzero(np.asarray(data.rows["validation_end"]) > 0)
-    cutoff = None if data.schema.leaves_one_out else float(data.schema.cutoff_seconds("validation"))
-    prepared = PreparedRows(data.rows, known)
-    fit_state(model.model, data.extractor, prepared, cutoff, seed)
-    describe_shop(model.model, data.extractor, prepared, cutoff)
-
-
 def _train(
     options: ModelOptions,
     training: PretrainingArguments,
@@ -298,10 +288,6 @@ def _train(
             model = trainer.gather_model()
         if counted is not None:
             fit_encoder(model, counted, training.seed)
-    if model.model.state is not None:
-        describe_customers(model, data, training.seed)
-    trainer.save_model()
-    trainer.save_state()
     means = {}
     if evaluates and trainer.is_world_process_zero():
         results = compare_with_counting(model.eval(), data.extractor, data, "validation")
@@ -311,6 +297,14 @@ def _train(
             logger.info(f"{METRIC} on validation, {method}: {words}")
         for warning in baseline_warnings(results, METRIC):
             logger.warning(warning)
+    # What was judged was learned until the validation cutoff; what is used counts the log to its end
+    model.config.learned = describe_counts(data)
+    if training.should_save:
+        deployed, extractor = count_again(model, data.extractor, data.at(END), seed=training.seed)
+        deployed.save_pretrained(str(training.output_dir))
+        extractor.save_pretrained(str(training.output_dir))
+        name_log(Path(str(training.output_dir)), data.folder)
+    trainer.save_state()
     # Only parameters that had a gradient: tasks and features that are not in use have tables, too.
     optimized = trainer.optimizer.state if trainer.optimizer else ()
     return {

@@ -9,6 +9,7 @@ digests before its last file, the state, is written: one that a kill cut, or tha
 """
 
 import json
+import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -29,6 +30,7 @@ from modeling_mcm.folders import RunError, file_digest, lock_output
 
 logger = logging.get_logger(__name__)
 PRETRAINING, FINE_TUNING = "pretraining.json", "finetuning.json"  # records, which a run writes as its last file
+LOG_FILE = "log.json"  # where the prepared log of a model's counts is
 RUN = "run.json"  # what a run is, which it writes as its first file
 FILES = "files.json"  # digests of the files of a checkpoint, by name
 UNUSED = "unused-"  # beginning of the name that a checkpoint gets which no run can go on from
@@ -133,6 +135,11 @@ def begin_run(folder: Path, record: str, run: Facts) -> None:
     """Writes into a folder what the run is, with the arguments of [`is_finished`], and removes an earlier record."""
     write_json(folder / RUN, {"record": record, **run})
     (folder / record).unlink(missing_ok=True)
+
+
+def name_log(folder: Path, data: Path) -> None:
+    """Writes into the folder of a model where the prepared log is that it counts, from there."""
+    write_json(folder / LOG_FILE, {"data": os.path.relpath(data.resolve(), folder.resolve())})
 
 
 def _changes(earlier: Facts, run: Facts) -> list[str]:

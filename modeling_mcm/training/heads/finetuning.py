@@ -19,16 +19,17 @@ from scipy.sparse import csr_array
 from scipy.special import softmax
 from torch import Tensor
 
-from modeling_mcm.data import PreparedData, check_vocabularies
-from modeling_mcm.data.dataset import MANIFEST_FILE
+from modeling_mcm.data import NO_CUTOFFS, PreparedData, check_vocabularies
+from modeling_mcm.data.dataset import END, MANIFEST_FILE
 from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
 from modeling_mcm.files_mcm import read_json, write_json
 from modeling_mcm.folders import file_digest
 from modeling_mcm.option import REQUIRED, option
 
 from ..checkpoints import checkpoint_digest
+from ..counting import count_again
 from ..descent import minimize
-from ..resuming import FINE_TUNING, Facts, begin_run, command_line, is_finished, output_folder_lock
+from ..resuming import FINE_TUNING, Facts, begin_run, command_line, is_finished, name_log, output_folder_lock
 
 FOLDS, MANY = 5, 5_000  # folds of cross-validation; number of examples from which one of them is held out
 LEAST_SHARE = 1e-3  # of a fit, below which it is no part of an average
@@ -191,10 +192,10 @@ def fine_tune(
     """
     start, extractor = time.monotonic(), MCMFeatureExtractor.from_pretrained(options.model)
     check_vocabularies(data.folder, extractor)
-    tuned = read(options.model).eval()
+    pretrained = read(options.model).eval()
     run = {
         "data": file_digest(data.folder / MANIFEST_FILE),
-        "pre-trained model": checkpoint_digest(tuned, extractor),
+        "pre-trained model": checkpoint_digest(pretrained, extractor),
         kind: digest,
         "options": {**own, "seed": options.seed},
     }
@@ -202,13 +203,19 @@ def fine_tune(
     with output_folder_lock(output):
         if is_finished(output, FINE_TUNING, run):
             return read_json(output / FINE_TUNING)
-        facts = fit(tuned, extractor) | {
+        # What is fitted knows nothing after the validation cutoff; what is used counts the log to its end
+        has_cutoffs = data.schema.cutoffs != NO_CUTOFFS
+        tuned, known = count_again(pretrained, extractor, data) if has_cutoffs else (pretrained, extractor)
+        facts = fit(tuned, known) | {
             "seed": options.seed,
             "seconds": time.monotonic() - start,
             "command": command_line(),
         }
+        if has_cutoffs:
+            tuned, extractor = count_again(tuned, known, data.at(END), state=False)
         begin_run(output, FINE_TUNING, run)  # not before, so that a refused table leaves nothing
         tuned.save_pretrained(output)
         extractor.save_pretrained(output)
+        name_log(output, data.folder)
         write_json(output / FINE_TUNING, facts)
         return facts

@@ -105,7 +105,7 @@ class LabelCounts:
         self.start, self.part = day.min(), max(np.ptp(day), 1e-9) / PERIODS
         sets, customer = read_moments(history, size)  # (moments, V), (moments,)
         self.gap, self.has_times = measure_gaps(day[run_starts(history.moment)], customer)
-        moments = [folds[customer] == fold for fold in range(FOLDS)]  # G of (moments,)
+        moments = [np.flatnonzero(folds[customer] == fold) for fold in range(FOLDS)]  # G of (moments,)
         self.transitions = [count_transitions(sets[chosen], customer[chosen], LAG_WEIGHTS) for chosen in moments]
         period = self.count_parts(visits.day).clip(max=PERIODS - 1) + 1  # (visits,), from 1
         self.counts, self.visits = count_periods(visits, folds[visits.customer], period, size)
@@ -299,14 +299,21 @@ class CountedLog(NamedTuple):
     without_repeats: list[int]
 
 
+def count_labels(data: PreparedData, config: MCMConfig, folds: NDArray) -> list[LabelCounts]:
+    """Counts the labels of each task in the training period, by folds of the customers `(C,)`."""
+    sizes, counts = dict(zip(config.features, config.vocabulary_sizes, strict=True)), []
+    features = [name for name in categorical_features(data.extractor) if sizes[name] >= FIRST_LABEL + LEAST_VALUES]
+    for (task, size), no_targets in zip(config.label_sizes.items(), config.no_targets, strict=True):
+        usual = find_usual_values(data.rows, config, task, features if size > 2 * LEAST_VALUES else [])
+        history = read_history(data.rows, task, kind="feature")
+        counts.append(LabelCounts(history, size, folds, [*usual.values()], no_targets))
+    return counts
+
+
 def count_log(data: PreparedData, config: MCMConfig, seed: int = 0) -> CountedLog:
     """Counts the labels of each task in the training period, by folds that the seed draws."""
     folds = np.random.default_rng(seed).integers(0, FOLDS, len(data.rows))
-    features, counts = categorical_features(data.extractor), []
-    for (task, size), no_targets in zip(config.label_sizes.items(), config.no_targets, strict=True):
-        usual = find_usual_values(data.rows, config, task, features)
-        history = read_history(data.rows, task, kind="feature")
-        counts.append(LabelCounts(history, size, folds, [*usual.values()], no_targets))
+    counts = count_labels(data, config, folds)
     collator = MCMCollator(data.extractor, config, "evaluate", cutoff="validation")
     without_repeats = [config.tasks.index(task) for task in tasks_without_repeats(data.rows, config.tasks)]
     return CountedLog(PreparedRows(data.rows), collator, folds, counts, without_repeats)

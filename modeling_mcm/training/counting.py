@@ -1,0 +1,141 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Counts a log for a model: what is learned stays, and what is counted is that of another time.
+
+A model has three kinds of numbers. **Weights** are learned once: the networks, and how sure they are. **Counts** are
+of a log until a time: the tables of the scorer, the statistics of the state, and what the forecaster is told of the
+shop. **Vocabularies** say which values the log had until then. A model is judged with the counts of its cutoff, and
+used with those of the log's end.
+"""
+
+import copy
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers.utils import logging
+
+from modeling_mcm.configuration_mcm import FIRST_LABEL, MCMConfig
+from modeling_mcm.data import PreparedData
+from modeling_mcm.data.cases import load_columns
+from modeling_mcm.data.collator import PreparedRows
+from modeling_mcm.data.dataset import END
+from modeling_mcm.embeddings_mcm import HeterogeneousEmbedding
+from modeling_mcm.events_mcm import to_iso
+from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
+from modeling_mcm.modeling_mcm import MCMPreTrainedModel
+from modeling_mcm.scorer_mcm import LabelScorer
+
+from .forecaster.describe import describe_shop
+from .labels import categorical_features, fill_label_values, find_usual_values, popularity
+from .scorer.counts import count_labels
+from .state import fit_state
+
+logger = logging.get_logger(__name__)
+HEADS = ("prediction_head.labels.weight", "action_head.labels.weight")  # (C, V): a column for each label of each task
+
+
+def count_customers(model: MCMPreTrainedModel, data: PreparedData, seed: int = 0, state: bool = True) -> None:
+    """Fits the customer state, and describes the shop to the forecaster. Both read customers with any event before the
+    validation cutoff: of those who came once, most do not come again. Without `state` that stays as it is."""
+    known = np.flatnonzero(load_columns(data.rows, ["validation_end"]).column("validation_end") > 0)
+    cutoff = None if isinstance(data.schema.cutoffs, str) else float(data.schema.cutoff_seconds("validation"))
+    prepared = PreparedRows(data.rows, known)
+    if state:
+        fit_state(model.base_model, data.extractor, prepared, cutoff, seed)
+    describe_shop(model.base_model, data.extractor, prepared, cutoff)
+
+
+@torch.no_grad()
+def count_again(
+    model: Any, extractor: MCMFeatureExtractor, data: PreparedData, state: bool = True, seed: int = 0
+) -> tuple[Any, MCMFeatureExtractor]:
+    """Makes a model with the learned weights of another, and the counts of a log as it was known at a time.
+
+    Args:
+        model ([`MCMPreTrainedModel`]): The model, with or without a head; it stays as it is.
+        extractor ([`MCMFeatureExtractor`]): Its feature extractor.
+        data ([`PreparedData`]): The log, at that time ([`PreparedData.at`]).
+        state (`bool`): Whether the state is counted, too. A head reads the one that it was fitted to.
+        seed (`int`): Of the sample of customers whose state is counted.
+
+    Returns:
+        `tuple`: the model, and the feature extractor with the values that were known then.
+    """
+    counted = copy.copy(data.extractor)
+    counted.max_events = extractor.max_events
+    config = copy.deepcopy(model.config)
+    config.learned_sizes = [*map(min, config.learned_sizes or config.vocabulary_sizes, counted.vocabulary_sizes)]
+    config.vocabulary_sizes, config.values_digest = counted.vocabulary_sizes, counted.values_digest
+    is_same = counted.values_digest == model.config.values_digest
+    if is_same and model.config.counted == describe_counts(data):
+        return model, extractor
+    result = type(model)(config).to(model.device).eval()
+    copy_weights(model, result)
+    start_new_values(result, data)
+    if getattr(result, "scorer", None) is not None:
+        labels = count_labels(data, config, np.zeros(len(data.rows), np.int64))  # all in one fold
+        for table, counts in zip(cast(LabelScorer, result.scorer).tables, labels, strict=True):
+            table.load_state_dict(counts.make_tables().state_dict())
+    if result.base_model.state is not None:
+        count_customers(result, data, seed, state)
+    result.config.counted = describe_counts(data)
+    result.name_or_path = model.name_or_path
+    return result, counted
+
+
+def describe_counts(data: PreparedData) -> dict[str, str | int]:
+    """Says from which log a model's counts are, and until when: they hold the events before `until`, as ISO text, or
+    all but each customer's last visits."""
+    schema = data.schema
+    ends = load_columns(data.rows, ["validation_end"]).column("validation_end")
+    facts: dict[str, str | int] = {"log": schema.name, "customers": int((ends > 0).sum()), "events": int(ends.sum())}
+    if not isinstance(schema.cutoffs, str):
+        facts["until"] = to_iso(schema.cutoff_seconds("validation"))
+    elif data.until != END and schema.leaves_one_out:
+        facts["until"] = f"the {data.until} visit of each customer"
+    else:
+        facts["until"] = "the end of the log"
+    return facts
+
+
+def copy_weights(model: MCMPreTrainedModel, result: MCMPreTrainedModel) -> None:
+    """Copies the weights of a model to one with another number of labels: those of the labels that both have."""
+    stored, sizes = model.state_dict(), [list(each.config.label_sizes.values()) for each in (model, result)]
+    for name, value in result.state_dict().items():
+        if name not in stored or ".tables." in name:
+            continue
+        pairs: list[tuple[Tensor, Tensor]] = [(value, stored[name])]
+        if name in HEADS:
+            value.zero_()
+            pairs = list(zip(value.split(sizes[1], 1), stored[name].split(sizes[0], 1), strict=True))
+        for new, old in pairs:
+            part = tuple(slice(min(lengths)) for lengths in zip(new.shape, old.shape, strict=True))
+            new[part] = old[part]
+
+
+def start_new_values(model: Any, data: PreparedData) -> None:
+    """Starts the vectors of an encoder for values that it has not learned: at the mean over the labels with the same
+    attribute, the one with the most values, or over all. A bias starts at the label's share."""
+    config: MCMConfig = model.config
+    events = cast(HeterogeneousEmbedding, model.base_model.embeddings.events)
+    learned, features = config.learned_sizes or config.vocabulary_sizes, categorical_features(data.extractor)
+    has_encoder = config.num_hidden_layers > 0
+    if config.label_features and hasattr(model, "readout_bias"):
+        fill_label_values(model, data.rows)
+    for index, (name, size) in enumerate(zip(config.features, learned, strict=True)):
+        vectors = cast(Tensor, events.feature_tables[index].weight)  # (V, H)
+        if len(vectors) == size:
+            continue
+        vectors[size:] = vectors[FIRST_LABEL:size].mean(0)
+        usual = find_usual_values(data.rows, config, name, features) if has_encoder and name in config.tasks else {}
+        for values in sorted(usual.values(), key=lambda values: values.max(), reverse=True)[:1]:  # (V,)
+            for label in range(size, len(vectors)):
+                alike = np.flatnonzero((values[:size] == values[label]) & (values[label] >= FIRST_LABEL))
+                if len(alike):
+                    vectors[label] = vectors[torch.from_numpy(alike)].mean(0)
+    counts = popularity(data, config)
+    for task, bias in zip(config.tasks, getattr(model, "readout_bias", ()), strict=False):
+        size, shares = learned[config.features.index(task)], counts[task].float() + 1
+        bias[size:] = torch.log(shares / shares[FIRST_LABEL:].sum())[size:]

@@ -1,0 +1,219 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""What is learned stays, and what is counted goes to the log's end: at the end of training, and by `mcm refresh`."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from corner_shop import SCHEMA, TEST, make_log, make_profile
+from filelock import FileLock
+
+from modeling_mcm import CustomerModel, MCMForMultiTaskRecommendation
+from modeling_mcm.commands import main
+from modeling_mcm.data import EventSchema, PreparedData
+from modeling_mcm.data.dataset import END
+from modeling_mcm.folders import RunError, file_digest
+from modeling_mcm.preparation import prepare
+from modeling_mcm.preparation.refresh import add_events
+from modeling_mcm.refresh import refresh
+from modeling_mcm.training.checkpoints import open_checkpoint
+from modeling_mcm.training.counting import count_again
+
+DAYS = [pd.Timestamp("2017-12-24") + pd.Timedelta(days=day) for day in range(4)]
+VISIT_KINDS = [{}, {"visit": None}, {"cutoffs": "leave_one_out"}, {"on_duplicate": "drop", "end_of_visit": None}]
+
+
+def make_long_log():
+    """The corner shop's log, of which the last days have a new customer, a new item, and a basket over midnight."""
+    log = make_log()
+    new = pd.DataFrame(
+        [
+            ("c99", DAYS[1] + pd.Timedelta(hours=9), "99-0", "buy", "item 99", 3, "aisle 0"),
+            ("c01", DAYS[1] - pd.Timedelta(minutes=1), "01-99", "buy", "item 01", 3, "aisle 0"),
+            ("c01", DAYS[1] + pd.Timedelta(minutes=1), "01-99", "buy", "item 99", 4, "aisle 0"),
+            ("c00", DAYS[3], None, "click", "item 02", None, None),
+        ],
+        columns=log.columns,
+    )
+    return pd.concat([log, new], ignore_index=True)
+
+
+LOG = make_long_log()
+PROFILE = make_profile(LOG)
+
+
+def split(log):
+    """The log before the days, and the events of each day."""
+    parts = np.searchsorted(np.array(DAYS), log["when"].to_numpy(), side="right")
+    return [log[parts == part].sample(frac=1, random_state=part) for part in range(len(DAYS) + 1)]
+
+
+def schema_with(**changes):
+    return EventSchema.from_dict(SCHEMA | changes)
+
+
+@pytest.fixture(scope="module")
+def current(tmp_path_factory):
+    """A model of the log before the days, and files of the days."""
+    folder = tmp_path_factory.mktemp("current")
+    first, *days = split(LOG)
+    prepare(first, schema_with(), folder / "data", profile=PROFILE)
+    options = {"data": folder / "data", "output_dir": folder / "run", "encoder": "none", "report_to": "none"}
+    run_mcm("pretrain", **options)
+    for number, day in enumerate(days):
+        day.to_parquet(folder / f"day-{number}.parquet")
+    return folder
+
+
+def run_mcm(command, **options):
+    words = [command, *(str(word) for name, value in options.items() for word in (f"--{name}", value))]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["mcm", *words])
+        main.main()
+
+
+def load(folder):
+    return open_checkpoint(MCMForMultiTaskRecommendation, str(folder))
+
+
+def check_same_model(one, other):
+    """Two models are the same to the bit."""
+    assert one[1].vocabularies == other[1].vocabularies
+    weights, others = (each[0].state_dict() for each in (one, other))
+    assert weights.keys() == others.keys()
+    for name, value in weights.items():
+        torch.testing.assert_close(value, others[name], rtol=0, atol=0, equal_nan=True, msg=name)
+
+
+@pytest.mark.parametrize("changes", VISIT_KINDS)
+def test_rows_are_those_of_the_whole_log(tmp_path, changes):
+    first, *days = split(LOG)
+    days[2] = pd.concat([days[2], days[0].head(2)])  # twice
+    schema = schema_with(**changes)
+    prepare(first, schema, tmp_path / "data-0", profile=PROFILE, rows_per_shard=10)
+    for number in (1, 0, 2, 3):  # an older day comes late
+        scratch = tmp_path / f"scratch-{number}"
+        scratch.mkdir()
+        last = max(tmp_path.glob("data-*"), key=lambda path: int(path.name[5:]))
+        add_events(PreparedData(last), days[number], tmp_path / f"data-{int(last.name[5:]) + 1}", scratch)
+    refreshed = PreparedData(tmp_path / "data-4", END)
+    assert "item 99" in refreshed.extractor.vocabularies["items"]
+    prepare(pd.concat([first, *days]), schema, tmp_path / "whole", PROFILE, refreshed.extractor, rows_per_shard=10)
+    whole = PreparedData(tmp_path / "whole", END)
+    assert refreshed.rows.to_list() == whole.rows.to_list()
+    assert refreshed.manifest.counts["customers"] == whole.manifest.counts["customers"]
+    assert refreshed.manifest.counts["last"] == whole.manifest.counts["last"]
+    assert refreshed.manifest.counts["rows"] == whole.manifest.counts["rows"]
+
+
+def test_a_day_adds_to_counts_and_leaves_what_is_learned(current, tmp_path):
+    before = load(current / "run")
+    for number in range(2):
+        run_mcm(
+            "refresh",
+            model=tmp_path / f"run-{number}" if number else current / "run",
+            events=current / f"day-{number}.parquet",
+            output_dir=tmp_path / f"run-{number + 1}",
+        )
+    after = load(tmp_path / "run-2")
+    whole = pd.concat(split(LOG)[:3])
+    prepare(whole, schema_with(), tmp_path / "whole", PROFILE, after[1])
+    counted = count_again(*before, PreparedData(tmp_path / "whole", END), state=False)
+    check_same_model(after, counted)
+    assert after[0].config.counted == counted[0].config.counted
+    assert after[0].config.counted["until"] < "2017-12-26" and after[0].config.counted["events"] > 0
+    weights, learned = before[0].state_dict(), after[0].state_dict()
+    kept = [name for name in weights if ".tables." not in name and not name.startswith("model.forecaster")]
+    kept = [name for name in kept if weights[name].shape == learned[name].shape]
+    assert any(name.startswith("model.state") for name in kept) and any("of_counts" in name for name in kept)
+    for name in kept:
+        torch.testing.assert_close(weights[name], learned[name], rtol=0, atol=0, msg=name)
+    assert int(after[0].scorer.tables[0].counts[0].sum()) > int(before[0].scorer.tables[0].counts[0].sum())
+
+
+def test_a_frame_is_refreshed_as_a_folder_is(current, tmp_path):
+    first, *days = split(LOG)
+    model = CustomerModel.load(current / "run", first)
+    refreshed = model.refresh(days[0]).refresh(days[1])
+    assert "c99" in refreshed.customers and "c99" not in model.customers
+    run_mcm("refresh", model=current / "run", events=current / "day-0.parquet", output_dir=tmp_path / "one")
+    run_mcm("refresh", model=tmp_path / "one", events=current / "day-1.parquet", output_dir=tmp_path / "two")
+    loaded = CustomerModel.load(tmp_path / "two", pd.concat([first, *days[:2]]))
+    pd.testing.assert_frame_equal(refreshed.recommend(["c99", "c01"]), loaded.recommend(["c99", "c01"]))
+    assert "item 99" in set(refreshed.recommend(["c99"], k=40, tasks=["items"])["label"])
+    with pytest.raises(ValueError, match="no row"):
+        model.refresh(days[0].head(0))
+
+
+def test_what_is_judged_knows_nothing_after_its_cutoff(tmp_path):
+    changed = LOG.copy()
+    late = changed["when"] >= TEST
+    assert late.sum() > 30
+    changed.loc[late, "item"] = "item 77"
+    changed.loc[late, "aisle"] = "aisle new"
+    judged, used = [], []
+    for name, log in {"a": LOG, "b": changed}.items():
+        prepare(log, schema_with(), tmp_path / name, profile=PROFILE)
+        run_mcm(
+            "pretrain", data=tmp_path / name, output_dir=tmp_path / f"run-{name}", encoder="none", report_to="none"
+        )
+        model, extractor = load(tmp_path / f"run-{name}")
+        used.append(extractor.vocabularies["items"])
+        for cutoff in ("validation", "test"):
+            judged.append(count_again(model, extractor, PreparedData(tmp_path / name, cutoff)))
+    assert "item 77" in used[1] and "item 77" not in used[0]
+    for one, other in zip(judged[:2], judged[2:], strict=True):
+        check_same_model(one, other)
+    sizes = [int(each[0].scorer.tables[0].counts[0].sum()) for each in judged[:2]]
+    assert sizes[0] < sizes[1] < int(load(tmp_path / "run-a")[0].scorer.tables[0].counts[0].sum())
+
+
+def test_what_can_not_be_added_is_refused(current, tmp_path, caplog):
+    run, day = current / "run", current / "day-0.parquet"
+    refresh(run, str(day), tmp_path / "next")
+    with pytest.raises(ValueError, match="a part of .* already"):
+        refresh(tmp_path / "next", str(day), tmp_path / "again")
+    with pytest.raises(FileExistsError, match="holds something"):
+        refresh(run, str(day), tmp_path / "next")
+    with pytest.raises(ValueError, match="'item'"):
+        refresh(run, split(LOG)[1].drop(columns="item"), tmp_path / "bad")
+    with FileLock(tmp_path / ".other.lock"), pytest.raises(RunError, match="Another run"):
+        refresh(run, str(day), tmp_path / "other")
+    late = split(LOG)[1].assign(when=pd.Timestamp("2018-02-01"))
+    refresh(run, late, tmp_path / "late")
+    assert "if a day between is missing" in caplog.text
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["late", "next"]
+    os.rename(current / "data", current / "away")
+    try:
+        with pytest.raises(ValueError, match="--data"):
+            refresh(run, str(day), tmp_path / "lost")
+        refresh(run, str(day), tmp_path / "found", data=current / "away")
+    finally:
+        os.rename(current / "away", current / "data")
+
+
+def test_a_kill_loses_nothing(current, tmp_path):
+    before = {path: file_digest(path) for path in current.rglob("*") if path.is_file()}
+    words = [
+        f"--model={current / 'run'}",
+        f"--events={current / 'day-0.parquet'}",
+        f"--output_dir={tmp_path / 'next'}",
+    ]
+    process = subprocess.Popen([sys.executable, "-m", "modeling_mcm.commands.main", "refresh", *words])
+    while process.poll() is None and not list(tmp_path.glob(".next*/data/data/log")):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "next").exists()
+    assert {path: file_digest(path) for path in current.rglob("*") if path.is_file()} == before
+    refresh(current / "run", str(current / "day-0.parquet"), tmp_path / "next")
+    assert json.loads((tmp_path / "next" / "log.json").read_text()) == {"data": "data"}
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["next"]
