@@ -14,12 +14,13 @@ Shapes: N examples, R candidates of all examples, B examples of a step, M candid
 all shops, S numbers of a shop, Q questions.
 """
 
+import math
 import os
 import time
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from typing import NamedTuple
+from itertools import product, repeat
+from typing import NamedTuple, cast
 
 import datasets
 import numpy as np
@@ -37,18 +38,20 @@ from modeling_mcm.events_mcm import SECONDS_PER_DAY
 from modeling_mcm.features_mcm import COUNTED
 from modeling_mcm.files_mcm import atomic_write
 from modeling_mcm.option import option
-from modeling_mcm.scorer_mcm import HORIZON_DAYS, QUESTIONS, WITHIN, LabelScorer, ScoreNetwork
+from modeling_mcm.scorer_mcm import HORIZON_DAYS, NEXT_VISIT, QUESTIONS, WITHIN, LabelScorer, ScoreNetwork
 from modeling_mcm.training.descent import make_descent
+from modeling_mcm.training.scorer.calibrate import calibrate
 from modeling_mcm.training.scorer.counts import ShopNumbers, count_log
-from modeling_mcm.training.scorer.examples import draw_validation
+from modeling_mcm.training.scorer.examples import ExampleTable, draw_validation
 from modeling_mcm.training.scorer.features import CandidateTable, compute_features, draw_negatives
 from modeling_mcm.training.scorer.fit import pad, ranking_loss
-from modeling_mcm.training.scorer.shipped import SHIPPED_SCORER, ShopVectors
+from modeling_mcm.training.scorer.shipped import SHIPPED_SCORER, ShopVectors, load_network
 
 EXAMPLES = 200  # customers of a shop who are asked, at most
 LEAST_EVENTS, LEAST_CASES, LEAST_TARGETS = 30, 3, 3  # of a shop; one with fewer is left out
 LEARNING_RATE, WEIGHT_DECAY, WARM_UP, STEP_EXAMPLES = 3e-3, 1e-2, 0.1, 64
 START_STD, LEAST_STD = 0.05, 0.05
+CALIBRATED = 0.1  # further shops that say how sure the network is to be, as a share of those that it learns from
 CPU = torch.device("cpu")
 
 
@@ -59,31 +62,60 @@ class ShopExamples(NamedTuple):
     shop: ShopNumbers
 
 
-def make_examples(log: LabelLog, seed: int) -> list[ShopExamples]:
-    """Counts a shop until its cutoff, and asks its customers what came next. A shop that is too small has none."""
+class CountedShop(NamedTuple):
+    """A shop that was counted until its cutoff, and all candidates of some of its customers, by task."""
+
+    scorer: LabelScorer
+    shops: list[ShopNumbers]
+    tables: list[CandidateTable]
+    questions: tuple[int, ...]
+
+
+def count_shop(log: LabelLog, seed: int) -> CountedShop | None:
+    """Counts a shop until its cutoff, and asks its customers what came next. None where it is too small."""
     if len(log.customer) < LEAST_EVENTS:
-        return []
+        return None
     data, generator = ShopData(log), torch.Generator().manual_seed(seed)
     if data.manifest.counts["validation_cases"] < LEAST_CASES:
-        return []
-    cases = draw_validation(data, seed)
+        return None
+    cases = cast(ExampleTable, draw_validation(data, seed))
     chosen = np.random.default_rng(seed).permutation(len(cases.row))[:EXAMPLES]
     config = data.make_config()
     counted = count_log(data, config, seed)
     scorer = LabelScorer([*config.label_sizes.values()], config.no_targets, False)
     for tables, counts in zip(scorer.tables, counted.counts, strict=True):
         tables.load_state_dict(counts.make_tables().state_dict())
+    tables = compute_features(counted, cases.take(np.sort(chosen)), generator, CPU, scorer)
     sees = log.cutoffs is None or log.cutoffs[1] - log.cutoffs[0] >= HORIZON_DAYS * SECONDS_PER_DAY
-    result = []
-    for table, counts in zip(
-        compute_features(counted, cases.take(np.sort(chosen)), generator, CPU, scorer), counted.counts, strict=True
-    ):
+    questions = (NEXT_VISIT, WITHIN) if sees else (NEXT_VISIT,)
+    return CountedShop(scorer, [counts.shop for counts in counted.counts], tables, questions)
+
+
+def make_examples(log: LabelLog, seed: int) -> list[ShopExamples]:
+    """Makes the examples of each task of a shop that has enough targets."""
+    counted, generator, result = count_shop(log, seed), torch.Generator().manual_seed(seed), list[ShopExamples]()
+    for table, shop in zip(counted.tables, counted.shops, strict=True) if counted else ():
         # As in training, what comes in the next visit is a target of both questions: each example teaches both
-        targets = torch.stack([table.is_target[:, 0], table.is_target.any(1)], 1)
-        table = table._replace(is_target=targets, sees_horizon=torch.full_like(table.sees_horizon, sees))
-        if int(targets[:, 0].sum()) >= LEAST_TARGETS:
-            result.append(ShopExamples(draw_negatives(table, generator), counts.shop))
+        targets = torch.stack([table.is_target[:, NEXT_VISIT], table.is_target.any(1)], 1)
+        sees = torch.full_like(table.sees_horizon, WITHIN in counted.questions)
+        table = table._replace(is_target=targets, sees_horizon=sees)
+        if int(targets[:, NEXT_VISIT].sum()) >= LEAST_TARGETS:
+            result.append(ShopExamples(draw_negatives(table, generator), shop))
     return result
+
+
+def measure_chances(log: LabelLog, seed: int, weights: dict[str, Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """How sure the network is to be in a shop, by task: its t `(Q,)`, and the chances' numbers `(Q, 3)`, NaN where a
+    question is not answered."""
+    if (counted := count_shop(log, seed)) is None:
+        return []
+    scorer = counted.scorer
+    load_network(scorer, counted.shops, weights)
+    scorer.chance.fill_(torch.nan)
+    pairs = product(range(len(counted.tables)), range(QUESTIONS))
+    calibrate(scorer, counted.tables, pairs, counted.questions, CPU)
+    scorer.calibration[:, [question for question in range(QUESTIONS) if question not in counted.questions]] = torch.nan
+    return list(zip(scorer.calibration, scorer.chance, strict=True))
 
 
 LOG: list[LabelLog | None] = [None]  # of this process
@@ -95,20 +127,22 @@ def _open(folder: str | None) -> None:
     LOG[0] = read_log(PreparedData(folder)) if folder else None
 
 
-def _draw(seed: int, index: int) -> list[ShopExamples]:
+def _draw(weights: dict[str, Tensor] | None, seed: int, index: int) -> list:
     rng, log = np.random.default_rng([seed, index]), LOG[0]
     try:
-        return make_examples(cut_log(log, rng) if log else draw_log(rng), index)
+        cut = cut_log(log, rng) if log else draw_log(rng)
+        return make_examples(cut, index) if weights is None else measure_chances(cut, index, weights)
     except ValueError:  # nothing is left of the log
         return []
 
 
-def draw_shops(folder: str | None, number: int, seed: int, processes: int) -> Iterator[list[ShopExamples]]:
-    """Makes the examples of shops that are cut from a log, or of synthetic ones. They do not depend on the number of
-    processes."""
-    with ProcessPoolExecutor(processes, initializer=_open, initargs=(folder,)) as pool:
-        parts = pool.map(_draw, [seed] * number, range(number))
-        yield from logging.tqdm(parts, total=number, desc=folder or "Synthetic shops", unit="shop")
+def draw_shops(folder: str | None, shops: range, options: "ScorerOptions", weights: dict | None = None) -> list:
+    """Makes the examples of shops that are cut from a log, or of synthetic ones; or, with the weights of a network,
+    measures how sure it is to be. Neither depends on the number of processes."""
+    with ProcessPoolExecutor(options.processes, initializer=_open, initargs=(folder,)) as pool:
+        parts = pool.map(_draw, repeat(weights), repeat(options.seed), shops)
+        watched = logging.tqdm(parts, total=len(shops), desc=folder or "Synthetic shops", unit="shop")
+        return [part for shop in watched for part in shop]
 
 
 class Examples(NamedTuple):
@@ -198,16 +232,23 @@ class ScorerOptions:
 def main(options: ScorerOptions) -> None:
     """Makes the examples, trains the network and writes its weights."""
     begun, parts, weights = time.monotonic(), list[ShopExamples](), list[float]()
-    for folder, number in (*((log, options.cuts) for log in options.logs), (None, options.synthetic)):
-        own = [part for shop in draw_shops(folder, number, options.seed, options.processes) for part in shop]
+    numbers = {**dict.fromkeys(options.logs, options.cuts), None: options.synthetic}
+    for folder, number in numbers.items():
+        own = draw_shops(folder, range(number), options)
         parts += own
         # A log weighs as much as all synthetic shops, however many examples it has
-        weights += [1 / sum(len(table.num_targets) for table, _ in own)] * len(own)
+        weights += [1 / max(sum(len(table.num_targets) for table, _ in own), 1)] * len(own)
     torch.set_num_threads(1)  # so that the weights do not depend on the number of cores
-    examples = Examples.of(parts, weights)
-    network, vectors = train_network(examples, options.steps, options.seed)
+    network, vectors = train_network(Examples.of(parts, weights), options.steps, options.seed)
     saved = {f"network.{name}": value for name, value in network.state_dict().items() if "task_vectors" not in name}
     saved |= {f"shop.{name}": value for name, value in vectors.state_dict().items()}
+    sure = [
+        part
+        for folder, number in numbers.items()
+        for part in draw_shops(folder, range(number, number + math.ceil(CALIBRATED * number)), options, saved)
+    ]
+    for name, values in zip(("calibration", "chance"), zip(*sure, strict=True), strict=True):
+        saved[f"sure.{name}"] = torch.stack(values).nanmedian(0).values
     with atomic_write(options.output) as partial:
         save_file({name: value.contiguous() for name, value in saved.items()}, partial)
     print(f"{options.output}: {len(parts)} tasks of shops, {time.monotonic() - begun:.0f} s.")

@@ -9,11 +9,10 @@ ends at a time of its own, and what came next is asked of all its customers, as 
 Shapes: E events of a log, C customers, V labels of a task.
 """
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from types import SimpleNamespace
-from typing import Any, Self, cast
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -22,7 +21,7 @@ from numpy.typing import NDArray
 
 from modeling_mcm.configuration_mcm import FIRST_LABEL, UNKNOWN_ID, MCMConfig
 from modeling_mcm.data import PreparedData
-from modeling_mcm.data.cases import count_cases, load_columns, to_batch
+from modeling_mcm.data.cases import count_cases, load_columns
 from modeling_mcm.data.schema import LEAVE_ONE_OUT, EventSchema
 from modeling_mcm.events_mcm import EPOCH, SECONDS_PER_DAY, run_starts
 from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
@@ -87,7 +86,9 @@ def read_log(data: PreparedData) -> LabelLog:
     batch = load_columns(data.rows, ["times", "visits", *columns])
     any_label = np.any([batch.column(f"feature_{name}") > 0 for name in tasks], axis=0)
     events = batch.select(any_label)  # not those that close a visit
-    labels = {name: events.column(f"feature_{name}").astype(np.int64) for name in names if name != token or name in tasks}
+    labels = {
+        name: events.column(f"feature_{name}").astype(np.int64) for name in names if name != token or name in tasks
+    }
     customer = events.row
     visit = np.cumsum(run_starts(customer, events.column("visits"))) - 1
     kinds = events.column(f"feature_{token}").astype(np.int64)
@@ -100,7 +101,15 @@ def read_log(data: PreparedData) -> LabelLog:
         cutoffs = schema.cutoff_seconds("validation"), schema.cutoff_seconds("test")
     times = events.column("times").astype(np.int64)
     return LabelLog(
-        customer, visit, times, by_frequency[kind], is_target, labels, tuple(tasks), has_times, cutoffs,
+        customer,
+        visit,
+        times,
+        by_frequency[kind],
+        is_target,
+        labels,
+        tuple(tasks),
+        has_times,
+        cutoffs,
         schema.min_history,
     )
 
@@ -137,13 +146,17 @@ class ShopData:
             name: pa.ListArray.from_arrays(offsets, pa.array(values, pa.int64() if name == "times" else pa.int32()))
             for name, values in columns.items()
         }
-        flat = {f"{key}_end": pa.array(end.astype(np.int32)) for key, end in zip(("validation", "test"), ends, strict=True)}
+        flat = {
+            f"{key}_end": pa.array(end.astype(np.int32)) for key, end in zip(("validation", "test"), ends, strict=True)
+        }
         names = pa.array([str(number) for number in range(len(starts))])
         self.rows = Dataset(pa.table({"customer_id": names} | lists | flat))
         self.schema = make_schema(log)
         self.extractor = MCMFeatureExtractor.from_schema(self.schema, vocabularies, {})
         self.folder = "The shop"
-        batch = load_columns(self.rows, ["visits", "validation_end", "test_end", *(n for n in columns if n[:5] == "task_")])
+        batch = load_columns(
+            self.rows, ["visits", "validation_end", "test_end", *(n for n in columns if n[:5] == "task_")]
+        )
         self.manifest = SimpleNamespace(counts=count_cases(batch, self.schema))
         self.lengths = lengths
 

@@ -41,7 +41,9 @@ class _Shop:
         birth = np.where(rng.random(self.size) < rng.uniform(0, 0.8), rng.uniform(-0.5, 1, self.size), -9)
         age = np.linspace(0, 1, BLOCKS)[:, None] - birth  # (BLOCKS, V)
         life = _log_uniform(rng, 0.03, 2)
-        level = np.where(age < 0, 1e-3, np.where(birth > -9, np.exp(-age / life) + 0.02, 1.0)) if moves else 1 + 0 * age
+        level = (
+            np.where(age < 0, 1e-3, np.where(birth > -9, np.exp(-age / life) + 0.02, 1.0)) if moves else 1 + 0 * age
+        )
         self.levels = np.cumsum(level * self.popularity, 1)  # (BLOCKS, V)
         # Of each group the cumulative popularity of its labels
         self.by_group = np.argsort(self.group, kind="stable")
@@ -188,4 +190,6 @@ def draw_log(rng: np.random.Generator) -> LabelLog:
     cutoffs = tuple(int(START + each * SECONDS_PER_DAY) for each in (end, end + horizon))
     visit = np.cumsum(np.append(0, (np.diff(customer) != 0) | (np.diff(visit) != 0)))
     is_target = (kind > 0) if sessions and rng.random() < 0.3 else np.ones(len(label), bool)
-    return LabelLog(customer, visit, seconds, kind, is_target, labels, tasks, True, cutoffs, int(rng.choice([1, 2, 4])))
+    return LabelLog(
+        customer, visit, seconds, kind, is_target, labels, tasks, True, cutoffs, int(rng.choice([1, 2, 4]))
+    )

@@ -6,18 +6,19 @@ is told the shop by a few numbers of its counts, which give each task its vector
 Shapes: T tasks, S numbers of a shop, H numbers of a task's vector.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from modeling_mcm.scorer_mcm import HIDDEN, ScoreNetwork
+from modeling_mcm.scorer_mcm import HIDDEN, LabelScorer
 
 from .counts import ShopNumbers
 
 SHIPPED_SCORER = Path(__file__).resolve().parents[2] / "scorer.safetensors"
+SHIPPED = {"log": "many shops"}  # `config.learned` of a model whose scores come from these weights
 FARTHEST_SHOP = 2.5  # largest absolute value of a standardised number of a shop
 SHOP_HIDDEN = 16
 
@@ -38,10 +39,18 @@ class ShopVectors(nn.Module):
 
 
 @torch.no_grad()
-def load_network(network: ScoreNetwork, shops: Sequence[ShopNumbers]) -> None:
-    """Reads the weights that ship with the package into a network of counts, for the shops of its tasks."""
-    weights, vectors = load_file(SHIPPED_SCORER), ShopVectors()
-    parts = {part: {name.removeprefix(f"{part}."): value for name, value in weights.items() if name.startswith(part)}
-             for part in ("network", "shop")}  # fmt: skip
+def load_network(
+    scorer: LabelScorer, shops: Sequence[ShopNumbers], weights: Mapping[str, Tensor] | None = None
+) -> None:
+    """Reads weights, by default those that ship with the package, into a scorer's network of counts, for the shops of
+    its tasks; and how sure it is, which the shops said that it has learned from."""
+    vectors, parts = ShopVectors(), dict[str, dict[str, Tensor]]()
+    for name, value in (load_file(SHIPPED_SCORER) if weights is None else weights).items():
+        part, _, rest = name.partition(".")
+        parts.setdefault(part, {})[rest] = value
     vectors.load_state_dict(parts["shop"])
-    network.load_state_dict(parts["network"] | {"task_vectors.weight": vectors(torch.tensor(shops))})
+    own = vectors(torch.tensor(shops)).to(scorer.calibration.device)  # (T, H)
+    scorer.of_counts.load_state_dict(parts["network"] | {"task_vectors.weight": own})
+    for name, value in parts.get("sure", {}).items():  # calibration and chance, `(Q, ...)`, the same in all tasks
+        scorer.get_buffer(name).copy_(value)
+    scorer.fitted.fill_(True)
