@@ -174,7 +174,7 @@ class Examples(NamedTuple):
             for column, values in zip(columns, own, strict=True):
                 column.append(values)
             begin += len(table.label)
-        return cls(*map(torch.cat, columns), torch.tensor([part.shop for part in parts]))
+        return cls(*map(torch.cat, columns), torch.tensor([part.shop for part in parts], dtype=torch.float32))
 
 
 def train_network(examples: Examples, steps: int, seed: int) -> tuple[ScoreNetwork, ShopVectors]:

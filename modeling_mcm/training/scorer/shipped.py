@@ -49,7 +49,7 @@ def load_network(
         part, _, rest = name.partition(".")
         parts.setdefault(part, {})[rest] = value
     vectors.load_state_dict(parts["shop"])
-    own = vectors(torch.tensor(shops)).to(scorer.calibration.device)  # (T, H)
+    own = vectors(torch.tensor(shops, dtype=torch.float32)).to(scorer.calibration.device)  # (T, H)
     scorer.of_counts.load_state_dict(parts["network"] | {"task_vectors.weight": own})
     for name, value in parts.get("sure", {}).items():  # calibration and chance, `(Q, ...)`, the same in all tasks
         scorer.get_buffer(name).copy_(value)
