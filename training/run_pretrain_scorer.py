@@ -26,7 +26,7 @@ import datasets
 import numpy as np
 import torch
 from safetensors.torch import save_file
-from shops_of_labels import LabelLog, ShopData, cut_log, read_log
+from shops_of_labels import LabelLog, ShopData, cut_log, make_config, read_log
 from synthetic_labels import draw_log
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -75,16 +75,16 @@ def count_shop(log: LabelLog, seed: int) -> CountedShop | None:
     """Counts a shop until its cutoff, and asks its customers what came next. None where it is too small."""
     if len(log.customer) < LEAST_EVENTS:
         return None
-    data, generator = ShopData(log), torch.Generator().manual_seed(seed)
+    data, generator = cast(PreparedData, ShopData(log)), torch.Generator().manual_seed(seed)
     if data.manifest.counts["validation_cases"] < LEAST_CASES:
         return None
     cases = cast(ExampleTable, draw_validation(data, seed))
     chosen = np.random.default_rng(seed).permutation(len(cases.row))[:EXAMPLES]
-    config = data.make_config()
+    config = make_config(data.extractor)
     counted = count_log(data, config, seed)
     scorer = LabelScorer([*config.label_sizes.values()], config.no_targets, False)
-    for tables, counts in zip(scorer.tables, counted.counts, strict=True):
-        tables.load_state_dict(counts.make_tables().state_dict())
+    for table, counts in zip(scorer.tables, counted.counts, strict=True):
+        table.load_state_dict(counts.make_tables().state_dict())
     tables = compute_features(counted, cases.take(np.sort(chosen)), generator, CPU, scorer)
     sees = log.cutoffs is None or log.cutoffs[1] - log.cutoffs[0] >= HORIZON_DAYS * SECONDS_PER_DAY
     questions = (NEXT_VISIT, WITHIN) if sees else (NEXT_VISIT,)
@@ -93,8 +93,10 @@ def count_shop(log: LabelLog, seed: int) -> CountedShop | None:
 
 def make_examples(log: LabelLog, seed: int) -> list[ShopExamples]:
     """Makes the examples of each task of a shop that has enough targets."""
-    counted, generator, result = count_shop(log, seed), torch.Generator().manual_seed(seed), list[ShopExamples]()
-    for table, shop in zip(counted.tables, counted.shops, strict=True) if counted else ():
+    generator, result = torch.Generator().manual_seed(seed), list[ShopExamples]()
+    if (counted := count_shop(log, seed)) is None:
+        return result
+    for table, shop in zip(counted.tables, counted.shops, strict=True):
         # As in training, what comes in the next visit is a target of both questions: each example teaches both
         targets = torch.stack([table.is_target[:, NEXT_VISIT], table.is_target.any(1)], 1)
         sees = torch.full_like(table.sees_horizon, WITHIN in counted.questions)
@@ -111,10 +113,10 @@ def measure_chances(log: LabelLog, seed: int, weights: dict[str, Tensor]) -> lis
         return []
     scorer = counted.scorer
     load_network(scorer, counted.shops, weights)
-    scorer.chance.fill_(torch.nan)
     pairs = product(range(len(counted.tables)), range(QUESTIONS))
     calibrate(scorer, counted.tables, pairs, counted.questions, CPU)
-    scorer.calibration[:, [question for question in range(QUESTIONS) if question not in counted.questions]] = torch.nan
+    for question in {*range(QUESTIONS)}.difference(counted.questions):
+        scorer.calibration[:, question] = scorer.chance[:, question] = torch.nan
     return list(zip(scorer.calibration, scorer.chance, strict=True))
 
 
@@ -169,12 +171,14 @@ class Examples(NamedTuple):
             size = len(table.num_targets)
             number = torch.bincount(table.example, minlength=size)
             is_known = torch.bincount(table.example[table.is_target[:, 0]], minlength=size) > 0
-            own = begin + number.cumsum(0) - number, number, torch.full((size,), task), weight * is_known
-            own = *own, table.sees_horizon, table.features[:, :COUNTED].half(), table.is_target, table.log_kept
+            first, task_of = begin + number.cumsum(0) - number, torch.full((size,), task)
+            of_candidates = table.features[:, :COUNTED].half(), table.is_target, table.log_kept
+            own = (first, number, task_of, weight * is_known, table.sees_horizon, *of_candidates)
             for column, values in zip(columns, own, strict=True):
                 column.append(values)
             begin += len(table.label)
-        return cls(*map(torch.cat, columns), torch.tensor([part.shop for part in parts], dtype=torch.float32))
+        columns.append([torch.tensor([part.shop for part in parts], dtype=torch.float32)])
+        return cls(*[torch.cat(column) for column in columns])
 
 
 def train_network(examples: Examples, steps: int, seed: int) -> tuple[ScoreNetwork, ShopVectors]:
@@ -196,7 +200,8 @@ def train_network(examples: Examples, steps: int, seed: int) -> tuple[ScoreNetwo
         is_known = torch.ones(QUESTIONS, len(chosen))
         is_known[WITHIN] = examples.sees_horizon[chosen].float()
         columns = scores, examples.is_target[rows], examples.log_kept[rows, None]
-        descend(ranking_loss(mask, *(pad(values, mask) for values in columns), is_known))
+        padded = [pad(values, mask) for values in columns]
+        descend(ranking_loss(mask, padded[0], padded[1], padded[2], is_known))
     both.eval()
     return network, vectors
 
@@ -232,12 +237,14 @@ class ScorerOptions:
 def main(options: ScorerOptions) -> None:
     """Makes the examples, trains the network and writes its weights."""
     begun, parts, weights = time.monotonic(), list[ShopExamples](), list[float]()
-    numbers = {**dict.fromkeys(options.logs, options.cuts), None: options.synthetic}
+    numbers: dict[str | None, int] = {**dict.fromkeys(options.logs, options.cuts), None: options.synthetic}
     for folder, number in numbers.items():
         own = draw_shops(folder, range(number), options)
         parts += own
-        # A log weighs as much as all synthetic shops, however many examples it has
-        weights += [1 / max(sum(len(table.num_targets) for table, _ in own), 1)] * len(own)
+        # All open logs weigh as much as all synthetic shops, and each task of a shop as much as another
+        weights += [1 / len(own) if folder is None else 0.0] * len(own)
+    logs = weights.count(0.0)
+    weights = [(weight or 1 / logs) / len(part.table.num_targets) for weight, part in zip(weights, parts, strict=True)]
     torch.set_num_threads(1)  # so that the weights do not depend on the number of cores
     network, vectors = train_network(Examples.of(parts, weights), options.steps, options.seed)
     saved = {f"network.{name}": value for name, value in network.state_dict().items() if "task_vectors" not in name}

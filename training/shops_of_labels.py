@@ -26,6 +26,7 @@ from modeling_mcm.data.schema import LEAVE_ONE_OUT, EventSchema
 from modeling_mcm.events_mcm import EPOCH, SECONDS_PER_DAY, run_starts
 from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
 from modeling_mcm.schema_mcm import HISTORY_START
+from modeling_mcm.training.pretraining import COUNTS_ALONE
 
 KIND = "kind"
 MOST_EVENTS = 1000  # of a history that are read, the latest ones
@@ -160,14 +161,12 @@ class ShopData:
         self.manifest = SimpleNamespace(counts=count_cases(batch, self.schema))
         self.lengths = lengths
 
-    def make_config(self) -> MCMConfig:
-        """Config of a model of counts."""
-        extractor = self.extractor
-        return MCMConfig(
-            scorer=True, num_hidden_layers=0, hidden_size=16, num_attention_heads=1, readout_bias=False,
-            label_features=[], features=extractor.feature_names, vocabulary_sizes=extractor.vocabulary_sizes,
-            tasks=extractor.tasks, kind_feature=KIND, target_types={KIND: []}, state_size=0,
-        )  # fmt: skip
+
+def make_config(extractor: MCMFeatureExtractor) -> MCMConfig:
+    """Config of a model of counts that reads a shop."""
+    values: dict[str, Any] = COUNTS_ALONE | {"state_size": 0, "kind_feature": KIND, "target_types": {KIND: []}}
+    values |= {"features": extractor.feature_names, "vocabulary_sizes": extractor.vocabulary_sizes}
+    return MCMConfig(**values, tasks=extractor.tasks)
 
 
 def number_visits(visit: NDArray, starts: NDArray, customer: NDArray) -> NDArray:

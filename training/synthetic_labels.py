@@ -187,7 +187,7 @@ def draw_log(rng: np.random.Generator) -> LabelLog:
     seconds = (START + time * SECONDS_PER_DAY).astype(np.int64)
     horizon = min(rng.uniform(LEAST_HORIZON, MOST_HORIZON), 0.25 * days)
     end = days - horizon - rng.uniform(0, 0.3) * days
-    cutoffs = tuple(int(START + each * SECONDS_PER_DAY) for each in (end, end + horizon))
+    cutoffs = int(START + end * SECONDS_PER_DAY), int(START + (end + horizon) * SECONDS_PER_DAY)
     visit = np.cumsum(np.append(0, (np.diff(customer) != 0) | (np.diff(visit) != 0)))
     is_target = (kind > 0) if sessions and rng.random() < 0.3 else np.ones(len(label), bool)
     return LabelLog(

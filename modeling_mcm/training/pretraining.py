@@ -303,7 +303,7 @@ def _train(
         for warning in baseline_warnings(results, METRIC):
             logger.warning(warning)
     # What was judged was learned until the validation cutoff; what is used counts the log to its end
-    model.config.learned = SHIPPED if is_shipped else describe_counts(data)
+    model.config.learned = {**SHIPPED} if is_shipped else describe_counts(data)
     if training.should_save:
         deployed, extractor = count_again(model, data.extractor, data.at(END), seed=training.seed)
         deployed.save_pretrained(str(training.output_dir))

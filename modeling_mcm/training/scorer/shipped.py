@@ -18,7 +18,8 @@ from modeling_mcm.scorer_mcm import HIDDEN, LabelScorer
 from .counts import ShopNumbers
 
 SHIPPED_SCORER = Path(__file__).resolve().parents[2] / "scorer.safetensors"
-SHIPPED = {"log": "many shops"}  # `config.learned` of a model whose scores come from these weights
+# `config.learned` of a model whose scores come from these weights
+SHIPPED: dict[str, str | int] = {"log": "many shops"}
 FARTHEST_SHOP = 2.5  # largest absolute value of a standardised number of a shop
 SHOP_HIDDEN = 16
 
