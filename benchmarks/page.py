@@ -59,11 +59,16 @@ in bins of at least 30. Largest differences: {chance}.
 
 ## Forecasts
 
-`CustomerModel.forecast` from the end of the window, beside BG/NBD, fitted on the same visits. Window and horizon are
-in days. Totals are over or under the actual ones. The last columns are shares of customers in MCM's intervals; of
-those in an interval of 0 alone, only its level is counted.
+`CustomerModel.fit` on the events before a cutoff, and `forecast` at it, beside BG/NBD, fitted on the same visits.
+Window and horizon are in days. Errors are of a customer, the smallest one bold: those of means, and of MCM's medians,
+which are no forecasts of sums. Totals are over or under the actual ones. The last columns are shares of customers in
+MCM's intervals; of those in an interval of 0 alone, only its level is counted.
 
 {forecasts}
+
+Spend, beside Gamma-Gamma, which is the mean of a visit, times the visits of BG/NBD:
+
+{spend}
 
 ## Who the customer is
 
@@ -221,18 +226,19 @@ def share_rows(runs: Runs, methods: list[str]) -> Table:
     return rows
 
 
-def forecast_table(others: dict[str, Answer]) -> Table:
-    """A row for each setting of the forecasts."""
-    table = [["log", "window", "horizon", "RMSE of visits: MCM", "BG/NBD", "total visits: MCM", "BG/NBD"]]
-    table[0] += ["total spend: MCM", "in 80%", "in 95%"]
+def forecast_table(others: dict[str, Answer], quantity: str, other: str) -> Table:
+    """A row for each setting of the forecasts of visits or spend, the least error in bold; intervals are of visits."""
+    names, levels = ("MCM", other), ("in 80%", "in 95%") if quantity == "visits" else ()
+    table = [["log", "window", "horizon", "RMSE: MCM", other, "MAE: MCM", "MCM's median", other]]
+    table[0] += ["total: MCM", other, *levels]
     for log in LOGS:
         for row in others.get(f"{log}.forecasts", {"rows": []})["rows"]:
-            errors = [f"{row[name + ' RMSE']:.3f}" for name in ("MCM", "BG/NBD")]
-            totals = [row["MCM total"], row["BG/NBD total"], row["spend"] / row["actual spend"]]
-            shares = [f"{row[name]:.1%}" for name in ("in 80%", "in 95%")]
-            table.append(
-                [log, f"{row['window']}", f"{row['horizon']}", *errors, *(f"{x - 1:+.0%}" for x in totals), *shares]
-            )
+            cells = [log, f"{row['window']}", f"{row['horizon']}"]
+            for error, methods in (("RMSE", names), ("MAE", ("MCM", "MCM's median", other))):
+                found = [f"{row[f'{quantity}: {name} {error}']:.4g}" for name in methods]
+                cells += [f"**{cell}**" if float(cell) == min(map(float, found)) else cell for cell in found]
+            cells += [f"{row[f'{quantity}: {name} total'] - 1:+.0%}" for name in names]
+            table.append([*cells, *(f"{row[level]:.1%}" for level in levels)])
     return table
 
 
@@ -356,7 +362,8 @@ def draw(folder: Path) -> None:
         "differences": _table(gains),
         "peers": peers,
         "lists": _table(by_method(main, [name for name in shown if name in IN_LISTS], lists)),
-        "forecasts": _table(forecast_table(others)),
+        "forecasts": _table(forecast_table(others, "visits", "BG/NBD")),
+        "spend": _table(forecast_table(others, "spend", "Gamma-Gamma")),
         "chance": farthest(chances(others)),
         "small": _table(small_table(others)),
         "verdict": verdict(probe) if probe else "",

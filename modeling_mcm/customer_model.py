@@ -187,6 +187,9 @@ class CustomerModel:
             model, extractor = count_again(self.model, self.feature_extractor, data, state=False)
         return CustomerModel(model, extractor, pd.concat([self._events, new], ignore_index=True), self.reader)
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__} of {len(self.customers):,} customers\n{self.model.describe()}"
+
     @property
     def customers(self) -> list[str]:
         """`list[str]`: ids of the customers, as text."""

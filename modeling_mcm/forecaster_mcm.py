@@ -33,6 +33,9 @@ SHOP_STATISTICS = 77  # numbers, see [`~training.forecaster.set_shop`]
 POINTS = 128  # points on which the distribution of the number of visits is computed
 VISIT_HIDDEN, AMOUNT_HIDDEN = 104, 60
 LEAST_AMOUNT = 0.02  # added to amounts, in means of a visit, before the logarithm
+USUAL_SHARE = 0.99  # of a shop's visits whose amounts are usual
+# Visits of the average customer that are added to those of each one, where amounts are above the usual ones
+RARE_VISITS = 70
 LEAST_TIME = 1e-3  # a thousandth of the window
 # Horizons in days at which forecasts are made to rise; each is about a third later than the one before. Between two of
 # them, forecasts rise in `STEPS` equal steps
@@ -198,14 +201,22 @@ def _describe_customers(history: VisitHistory, mean_rate: Tensor) -> Tensor:
     return torch.cat([torch.stack(numbers, 1), decayed.log1p(), (decayed / exposure.clamp(min=1e-4)).log1p()], 1)
 
 
-def _describe_amounts(history: VisitHistory, statistics: Tensor) -> tuple[Tensor, Tensor]:
+def _describe_amounts(history: VisitHistory, statistics: Tensor, usual: Tensor) -> tuple[Tensor, Tensor]:
     """What is known of each customer's amounts, in means of a visit: of shape `(B, Q, numbers)`; and the logarithm of
-    the customer's mean amount, smoothed by the shop's, of shape `(B, Q)`."""
+    the customer's mean amount, smoothed by the shop's, of shape `(B, Q)`.
+
+    What is above the largest usual amount is smoothed by many more visits: after a single large purchase it says
+    little of the next one, and most of a forecast's squared error would be of such customers.
+    """
     mean, within, between, related = statistics.unbind(-1)
+    largest, mean_usual = usual.unbind(-1)  # (Q,)
     kept, number = history.is_visit.to(mean.dtype)[..., None], history.number[:, None]
-    amounts = history.amounts.clamp(min=0) / mean
+    amounts = history.amounts.clamp(min=0) / mean  # (B, P, Q)
+    usual_sum = amounts.minimum(largest).sum(1)  # (B, Q)
+    rare_sum = amounts.sum(1) - usual_sum
     prior = within.square() / between.square()
-    smoothed = ((amounts.sum(1) + prior) / (number + prior)).log()
+    smoothed = (usual_sum + prior * mean_usual) / (number + prior)
+    smoothed = (smoothed + (rare_sum + RARE_VISITS * (1 - mean_usual)) / (number + RARE_VISITS)).log()
     logs = (amounts + LEAST_AMOUNT).log() * kept
     customer = logs.sum(1) / number.clamp(min=1)
     decayed = (amounts * decay_weights(history.ages, [0.25], history.is_visit)).sum(1)
@@ -278,6 +289,8 @@ class VisitForecaster(Exact):
         self.statistics = nn.Buffer(torch.zeros(SHOP_STATISTICS))
         self.mean_rate = nn.Buffer(torch.ones(()))
         self.amount_statistics = nn.Buffer(torch.ones(num_amounts, 4))
+        # The largest usual amount of a visit, and the mean of amounts that are cut there, in means of a visit
+        self.usual = nn.Buffer(torch.ones(num_amounts, 2))
         # What is left of amounts above 0 after those below, which are returns, as a share
         self.net = nn.Buffer(torch.ones(num_amounts))
         # Visits in the window, and amounts of a visit, that several customers reach
@@ -329,7 +342,7 @@ class VisitForecaster(Exact):
         numbers = torch.broadcast_tensors(base, ratios.log(), ratios, (ratios / gap).log1p())
         shape = *base.shape, -1
         known = [customer[:, None].expand(shape), torch.stack(numbers, -1), self.statistics.expand(shape)]
-        amounts, mean_amounts = _describe_amounts(history, self.amount_statistics)
+        amounts, mean_amounts = _describe_amounts(history, self.amount_statistics, self.usual)
         amounts = amounts[:, None].expand(*base.shape, *amounts.shape[1:])
         return Inputs(torch.cat(known, -1), base, amounts, mean_amounts[:, None].expand(amounts.shape[:-1]))
 

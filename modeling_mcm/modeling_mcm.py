@@ -176,6 +176,26 @@ class MCMPreTrainedModel(PreTrainedModel):
         if push_to_hub:  # not in the base class, which would upload before all is written
             self.push_to_hub(hub.pop("repo_id", Path(save_directory).name), **hub)
 
+    def describe(self) -> str:
+        """Says in three lines what is learned, what is counted, and which labels are known, each from which log and
+        until when."""
+
+        def write(facts: dict) -> str:
+            if "until" not in facts:
+                return facts.get("log", "of no log")
+            return (
+                f"{facts['log']} until {facts['until']}: {facts['customers']:,} customers, {facts['events']:,} events"
+            )
+
+        config, sizes = self.config, self.config.label_sizes
+        learned = dict(zip(config.features, config.learned_sizes or config.vocabulary_sizes, strict=True))
+        new = {task: f" ({size - learned[task]:,} of them counted alone)" for task, size in sizes.items()}
+        labels = ", ".join(
+            f"{size - FIRST_LABEL:,} of {task}{new[task] if size > learned[task] else ''}"
+            for task, size in sizes.items()
+        )
+        return f"weights       {write(config.learned)}\ncounts        {write(config.counted)}\nvocabularies  {labels}"
+
     @torch.no_grad()
     def _init_weights(self, module):
         if not isinstance(module, HeterogeneousEmbedding):  # it has no weight of its own

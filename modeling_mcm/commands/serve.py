@@ -14,14 +14,19 @@
 The store keeps every event that was answered with status 200, also through kill -9 and loss of power. Several services
 may share one SQLite file on one machine, or one PostgreSQL database. By default the service can be reached from this
 machine only; before you open it to others, put a proxy in front of it, for TLS, limits of requests a second and of
-slow clients.
+slow clients. When the folder of --model, or what a link of this name points to, holds another checkpoint of the log,
+the service goes on with that, without a pause; answers name theirs in the header MCM-Checkpoint.
 """
 
 import math
 import os
+import threading
+import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
+from transformers.utils import SAFE_WEIGHTS_NAME, logging
 
 from modeling_mcm.data import PreparedData, check_vocabularies
 from modeling_mcm.extras import needs
@@ -36,7 +41,9 @@ from .arguments import command
 with needs("serve"):
     import uvicorn
 
+logger = logging.get_logger(__name__)
 TOKEN = "MCM_TOKEN"
+EVERY = 5.0  # seconds between two looks at the checkpoint's folder
 
 
 @dataclass
@@ -68,6 +75,28 @@ class ServeOptions:
             raise ValueError(f"--limit is {self.limit}; give requests a second, above 0, or leave it out.")
 
 
+def follow_folder(service: CustomerService, folder: str, seconds: float = EVERY) -> None:
+    """Has a service go on with what a folder, or the folder that a link names, holds each time that this changes."""
+
+    def find() -> tuple:
+        path = Path(folder).resolve()
+        facts = (path / SAFE_WEIGHTS_NAME).stat()
+        return path, facts.st_ino, facts.st_mtime_ns
+
+    if not Path(folder).is_dir():
+        return  # a name on the Hub
+    seen = find()
+    while True:
+        time.sleep(seconds)
+        try:
+            if (now := find()) != seen:
+                seen = now
+                service.reload(str(now[0]), isinstance(service.worker, WorkerProcess))
+                logger.warning(f"The service answers by {now[0]} now, checkpoint {service.digest[:12]}.")
+        except Exception as error:  # a folder that is being written, or is no checkpoint: the service goes on
+            logger.error(f"{folder} changed and can't be served, so the service goes on with what it has: {error}")
+
+
 @command(__doc__, ServeOptions)
 def main(options: ServeOptions) -> None:
     """Serves until the process gets a signal to stop."""
@@ -89,6 +118,7 @@ def main(options: ServeOptions) -> None:
     api = create_api(service, token, options.limit, options.log_requests)
     if head is MCMForMultiTaskRecommendation:
         service.worker = WorkerProcess(options.model, service.digest)
+    threading.Thread(target=follow_folder, args=(service, options.model), daemon=True).start()
     print(f"{options.model}: {store.count():,} customers in {store.name}", flush=True)
     # The lines of requests are written as progress is.
     uvicorn.run(api, host=options.host, port=options.port, log_level="warning", server_header=False)

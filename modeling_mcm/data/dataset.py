@@ -173,13 +173,16 @@ class PreparedData:
     @property
     def known(self) -> dict[str, int]:
         """By feature the number of ids that were known, where there are more."""
-        return {} if self.manifest.schema["cutoffs"] == NO_CUTOFFS else self._extractor.known.get(self.until, {})
+        has_none = EventSchema.from_dict(self.manifest.schema).cutoffs == NO_CUTOFFS
+        return {} if has_none else self._extractor.known.get(self.until, {})
 
     @cached_property
     def schema(self) -> EventSchema:
         """[`EventSchema`]: the event schema that it was prepared with."""
         schema = EventSchema.from_dict(self.manifest.schema)
-        if self.until == CUTOFFS[0] or not isinstance(schema.cutoffs, dict):
+        if self.until == CUTOFFS[0] or isinstance(schema.cutoffs, str):
+            return schema
+        if schema.cutoffs == NO_CUTOFFS and self.until != END:
             return schema
         last = EPOCH + timedelta(seconds=self.manifest.counts["last"] + 1)
         return replace(schema, cutoffs=dict.fromkeys(CUTOFFS, schema.cutoffs.get(self.until, last)))

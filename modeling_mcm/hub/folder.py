@@ -33,7 +33,8 @@ from transformers.dynamic_module_utils import get_relative_import_files
 
 from modeling_mcm.checkpoint_mcm import damage, note_settings
 from modeling_mcm.configuration_mcm import DECIDING, FIRST_VALUE_ID, MCMConfig
-from modeling_mcm.data import check_vocabularies, load_prepared
+from modeling_mcm.data import PreparedData, check_vocabularies
+from modeling_mcm.data.dataset import END
 from modeling_mcm.evaluation.cases import read_history
 from modeling_mcm.events_mcm import IntArray
 from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
@@ -92,11 +93,11 @@ class Exposure(NamedTuple):
 
 
 def rare_values(rows: Dataset, extractor: MCMFeatureExtractor, min_customers: int) -> dict[str, list[str]]:
-    """Selects the values of each categorical feature that fewer than `min_customers` customers have in the training
-    period, without the token types that MCM adds itself. Features that share the values of a column are counted
+    """Selects the values of each categorical feature that fewer than `min_customers` customers have in the
+    log, without the token types that MCM adds itself. Features that share the values of a column are counted
     together, because each of them tells that the customer has the value.
 
-    `rows` are those of the data set that the checkpoint was trained on (`check_vocabularies`), from `load_prepared`.
+    `rows` are those of the data set that the checkpoint was trained on (`check_vocabularies`), to the end of the log.
     """
     shared, rare = extractor.schema.shared_vocabularies, dict[str, list[str]]()
     profile = {spec.name for spec in extractor.schema.profile}
@@ -135,8 +136,8 @@ def hide_values(
 
 
 def shared_pairs(rows: Dataset, extractor: MCMFeatureExtractor, min_customers: int) -> Tensors:
-    """Selects for each task the pairs of labels of which at least `min_customers` customers have both in the training
-    period; a label and itself are a pair, too. `rows` are as in [`rare_values`]. A pair is one number, label
+    """Selects for each task the pairs of labels of which at least `min_customers` customers have both in the log; a
+    label and itself are a pair, too. `rows` are as in [`rare_values`]. A pair is one number, label
     times `PAIR` plus label, and both directions are there."""
     shared = {}
     for task in extractor.tasks:
@@ -250,7 +251,7 @@ def write_upload_folder(
     weights, exposure = model.state_dict(), None
     if data is not None:
         check_vocabularies(data, extractor)
-        rows, least, pairs = load_prepared(data), min_customers or RARE_BELOW, 0
+        rows, least, pairs = PreparedData(data, END).rows, min_customers or RARE_BELOW, 0
         rare = rare_values(rows, extractor, least)
         if min_customers is not None:
             changed, pairs = hide_pairs(weights, config["tasks"], shared_pairs(rows, extractor, least))

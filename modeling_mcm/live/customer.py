@@ -209,6 +209,14 @@ class LiveCustomer(LiveHistory):
         super().__init__(feature_extractor, profile, customer_id)
         self.model, self._predictor = model, Predictor(model, feature_extractor)
 
+    def refresh(self, model: Heads, feature_extractor: MCMFeatureExtractor) -> None:
+        """Goes on with another model of the same log, such as `mcm refresh` makes it: the events are read again, and
+        labels that are new in it are known. Raises `ValueError` if the two do not belong together."""
+        feature_extractor.check_fits(model)
+        self.model, self._predictor = model, Predictor(model, feature_extractor)
+        self.feature_extractor = feature_extractor
+        self._start(self.events)
+
     # ---------------------------------------------------------------------------------------------------- questions
 
     def scores(

@@ -10,6 +10,7 @@ the end. So a full disk leaves nothing, and a run that is killed leaves only a h
 
 import importlib.metadata
 import math
+import os
 import platform
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
@@ -148,7 +149,8 @@ def keep_log(scratch: Path, target: Path, number: int = 0) -> list[dict]:
     folder.mkdir(exist_ok=True)
     for what, name in (("event", f"events-{number:05d}.parquet"), ("profile", LOG_PROFILE)):
         if (read := scratch / f"{what}.parquet").is_file():
-            path = read.rename(folder / name)
+            path = folder / name
+            os.replace(read, path)
             entries.append(describe_file(path, pq.read_metadata(path).num_rows))
     return entries
 

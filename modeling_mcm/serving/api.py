@@ -44,7 +44,7 @@ from .service import Batch, CustomerService, Incoming, Raw, reading_request
 from .store import ServiceError
 
 with needs("serve"):
-    from fastapi import APIRouter, Body, Depends, FastAPI, HTTPException, Query, Request
+    from fastapi import APIRouter, Body, Depends, FastAPI, HTTPException, Query, Request, Response
     from fastapi.exceptions import RequestValidationError
     from fastapi.responses import JSONResponse
     from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
@@ -182,6 +182,9 @@ def create_api(service: CustomerService, tokens: str, limit: float = math.inf, l
             words = f"This token may send {limit:g} requests a second: wait as long as Retry-After says."
             raise HTTPException(429, words, {"Retry-After": str(math.ceil(seconds))})
 
+    async def name_checkpoint(response: Response) -> None:
+        response.headers["MCM-Checkpoint"] = service.digest[:12]
+
     @asynccontextmanager
     async def closing(api: FastAPI) -> AsyncIterator[None]:
         yield
@@ -189,7 +192,7 @@ def create_api(service: CustomerService, tokens: str, limit: float = math.inf, l
 
     version, words = importlib.metadata.version("modeling-mcm"), __doc__.partition("\n\n")[0]
     api = FastAPIOffline(title="MCM", version=version, description=words, redoc_url=None, lifespan=closing)
-    guarded = APIRouter(dependencies=[Depends(check_token)], responses=ERRORS)
+    guarded = APIRouter(dependencies=[Depends(check_token), Depends(name_checkpoint)], responses=ERRORS)
     _answer_errors(api)
     _add_changes(guarded, service)
     for add_questions in (_add_scores, _add_customer_questions, _add_offers, _add_totals, _add_label_questions):

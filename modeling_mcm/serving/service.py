@@ -222,17 +222,38 @@ class CustomerService:
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
         candidates: str | None = None,
     ):
-        self.model, self.extractor, self.store, self.clock = model, extractor, store, clock
-        self.predictor, self.digest = Predictor(model, extractor), checkpoint_digest(model, extractor)
-        self.worker = lambda function, *values: function(model, extractor, *values)
+        self.store, self.clock = store, clock
         self.trained_until: int | None = None
         self._customers: dict[str, StoredCustomer] = {}  # the one that was used last is the last
         self._memory_lock = threading.Lock()
         self.candidates = candidates
-        self._sets = functools.lru_cache(MOST_CANDIDATE_SETS)(self._make_set)
+        self.use(model, extractor)
         if self.predictor.head == RANKING or candidates is not None:
             # a bad table stops the service before its first answer
             self.candidate_set(tuple(self.predictor.tasks()))
+
+    def use(self, model: Heads, extractor: MCMFeatureExtractor, worker: "Callable[..., Any] | None" = None) -> None:
+        """Answers from now on by this model, also of customers in memory. What was read for another model of the same
+        log has ids that this one knows, too, so a request that runs meanwhile is answered."""
+        self.worker = worker or (lambda function, *values: function(model, extractor, *values))
+        self.model, self.predictor = model, Predictor(model, extractor)
+        self._sets = functools.lru_cache(MOST_CANDIDATE_SETS)(self._make_set)
+        self.digest, self.extractor = checkpoint_digest(model, extractor), extractor
+        with self._memory_lock:
+            self._customers.clear()
+
+    def reload(self, folder: str, with_worker: bool = False) -> None:
+        """Goes on with the model that is in a folder now, without a pause. Raises `ValueError` if that is of another
+        kind or log, and [`CheckpointError`] if it can't be read; the service then goes on with what it has."""
+        model, extractor = open_checkpoint(type(self.model), folder)
+        if extractor.schema != self.extractor.schema:
+            raise ValueError(f"{folder} reads other columns than the service's checkpoint: start the service again.")
+        digest, worker = checkpoint_digest(model, extractor), self.worker
+        if digest == self.digest:
+            return
+        self.use(model, extractor, WorkerProcess(folder, digest) if with_worker else None)
+        if isinstance(worker, WorkerProcess):
+            worker.close()
 
     def close(self) -> None:
         """Closes the store and the worker."""
@@ -413,6 +434,8 @@ class CustomerService:
 
     def _keep(self, customer_id: str, customer: StoredCustomer) -> None:
         with self._memory_lock:
+            if customer.history.feature_extractor is not self.extractor:
+                return  # it was read for a model that is no longer used
             self._customers[customer_id] = customer
             while len(self._customers) > IN_MEMORY:
                 del self._customers[next(iter(self._customers))]

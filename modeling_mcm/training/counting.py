@@ -37,20 +37,28 @@ logger = logging.get_logger(__name__)
 HEADS = ("prediction_head.labels.weight", "action_head.labels.weight")  # (C, V): a column for each label of each task
 
 
-def count_customers(model: MCMPreTrainedModel, data: PreparedData, seed: int = 0, state: bool = True) -> None:
-    """Fits the customer state, and describes the shop to the forecaster. Both read customers with any event before the
-    validation cutoff: of those who came once, most do not come again. Without `state` that stays as it is."""
+def count_customers(
+    model: MCMPreTrainedModel, data: PreparedData, seed: int = 0, state: bool = True, forecasts: bool = True
+) -> None:
+    """Fits the customer state, and describes the shop to the forecaster, or one of them. Both read customers with any
+    event before the validation cutoff: of those who came once, most do not come again."""
     known = np.flatnonzero(load_columns(data.rows, ["validation_end"]).column("validation_end") > 0)
     cutoff = None if isinstance(data.schema.cutoffs, str) else float(data.schema.cutoff_seconds("validation"))
     prepared = PreparedRows(data.rows, known)
     if state:
         fit_state(model.base_model, data.extractor, prepared, cutoff, seed)
-    describe_shop(model.base_model, data.extractor, prepared, cutoff)
+    if forecasts:
+        describe_shop(model.base_model, data.extractor, prepared, cutoff)
 
 
 @torch.no_grad()
 def count_again(
-    model: Any, extractor: MCMFeatureExtractor, data: PreparedData, state: bool = True, seed: int = 0
+    model: Any,
+    extractor: MCMFeatureExtractor,
+    data: PreparedData,
+    state: bool = True,
+    forecasts: bool | None = None,
+    seed: int = 0,
 ) -> tuple[Any, MCMFeatureExtractor]:
     """Makes a model with the learned weights of another, and the counts of a log as it was known at a time.
 
@@ -59,6 +67,7 @@ def count_again(
         extractor ([`MCMFeatureExtractor`]): Its feature extractor.
         data ([`PreparedData`]): The log, at that time ([`PreparedData.at`]).
         state (`bool`): Whether the state is counted, too. A head reads the one that it was fitted to.
+        forecasts (`bool`, *optional*): Whether there are forecasts. Default: if the model has them.
         seed (`int`): Of the sample of customers whose state is counted.
 
     Returns:
@@ -81,8 +90,9 @@ def count_again(
             table.load_state_dict(counts.make_tables().state_dict())
         if config.learned == SHIPPED:
             load_network(cast(LabelScorer, result.scorer), [counts.shop for counts in labels])
-    if result.base_model.state is not None:
-        count_customers(result, data, seed, state)
+    has_state = result.base_model.state is not None
+    has_forecasts = model.base_model.forecaster is not None if forecasts is None else forecasts
+    count_customers(result, data, seed, has_state and state, has_state and has_forecasts)
     result.config.counted = describe_counts(data)
     result.name_or_path = model.name_or_path
     return result, counted

@@ -305,7 +305,7 @@ def _train(
     # What was judged was learned until the validation cutoff; what is used counts the log to its end
     model.config.learned = {**SHIPPED} if is_shipped else describe_counts(data)
     if training.should_save:
-        deployed, extractor = count_again(model, data.extractor, data.at(END), seed=training.seed)
+        deployed, extractor = count_again(model, data.extractor, data.at(END), forecasts=True, seed=training.seed)
         deployed.save_pretrained(str(training.output_dir))
         extractor.save_pretrained(str(training.output_dir))
         name_log(Path(str(training.output_dir)), data.folder)

@@ -49,6 +49,7 @@ from modeling_mcm.pipeline_mcm import (
     PreferenceScoresPipeline,
 )
 from modeling_mcm.preparation import prepare
+from modeling_mcm.training.counting import describe_counts
 
 AS_OF, K = "2017-12-31", 4
 FOURTH = "the fourth label"  # of the vocabulary, whatever it is
@@ -404,6 +405,7 @@ def ask_page(shop, question):
     if shop.extractor.order or "prediction" in question or "offers" in question:
         return None  # which shows logs with times, and a head beside the scores
     files = (str(shop.place / name) for name in ("data", "events.parquet", "profile.parquet"))
+    shop.model.config.counted = describe_counts(PreparedData(shop.place / "data", "test"))  # it has these counts
     page = Histories(shop.model, shop.extractor, *files)
     return {name: flatten(ask_one(page.case(name).live, shop, question, AS_OF)) for name in shop.histories}
 

@@ -66,7 +66,6 @@ def test_data_prepared_for_a_checkpoint_are_encoded_as_it_encodes(command, save,
     assert re.search(r"Unknown +items 1\n", said)
     data = PreparedData(tmp_path / "data")
     assert data.manifest.counts["customers"] == 1 and data.schema.cutoffs == NO_CUTOFFS
-    assert not {"first", "last"} & set(data.manifest.counts)
     (row,) = data.rows
     assert list(row["feature_items"]) == extractor.encode({"events": one})["feature_items"].tolist()
     words += ["--output_dir", tmp_path / "data", "--overwrite"]

@@ -7,27 +7,34 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from corner_shop import SCHEMA, TEST, make_log, make_profile
+from corner_shop import SCHEMA, TEST, find_customer, make_log, make_profile
 from filelock import FileLock
+from serving_client import as_requests, assert_same_list, make_client, make_service
 
-from modeling_mcm import CustomerModel, MCMForMultiTaskRecommendation
+from modeling_mcm import CustomerModel, LiveCustomer, MCMForMultiTaskRecommendation
 from modeling_mcm.commands import main
+from modeling_mcm.commands.serve import follow_folder
 from modeling_mcm.data import EventSchema, PreparedData
 from modeling_mcm.data.dataset import END
 from modeling_mcm.folders import RunError, file_digest
 from modeling_mcm.preparation import prepare
 from modeling_mcm.preparation.refresh import add_events
 from modeling_mcm.refresh import refresh
-from modeling_mcm.training.checkpoints import open_checkpoint
+from modeling_mcm.training.checkpoints import checkpoint_digest, open_checkpoint
 from modeling_mcm.training.counting import count_again
+from modeling_mcm.training.encoder.recipe import Recipe
+from modeling_mcm.training.options import ModelOptions
+from modeling_mcm.training.pretraining import read_config
 
 DAYS = [pd.Timestamp("2017-12-24") + pd.Timedelta(days=day) for day in range(4)]
+CHOICES = ["hidden_size=16", "num_hidden_layers=1", "num_attention_heads=2", "intermediate_size=16", "scorer=false"]
 VISIT_KINDS = [{}, {"visit": None}, {"cutoffs": "leave_one_out"}, {"on_duplicate": "drop", "end_of_visit": None}]
 
 
@@ -217,3 +224,80 @@ def test_a_kill_loses_nothing(current, tmp_path):
     refresh(current / "run", str(current / "day-0.parquet"), tmp_path / "next")
     assert json.loads((tmp_path / "next" / "log.json").read_text()) == {"data": "data"}
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["next"]
+
+
+def test_a_service_and_live_customers_go_on_with_a_refreshed_model(current, tmp_path):
+    refresh(current / "run", str(current / "day-0.parquet"), tmp_path / "one")
+    refresh(tmp_path / "one", str(current / "day-1.parquet"), tmp_path / "two")
+    old, new = load(current / "run"), load(tmp_path / "two")
+    link = tmp_path / "serving"
+    link.symlink_to(current / "run")
+    service = make_service(*old, tmp_path / "state.db")
+    client = make_client(service)
+    events = as_requests(LOG[LOG["when"] < DAYS[2]], {"c01", "c99"})
+    assert client.post("/events", json={"events": events}).status_code == 200
+    live = LiveCustomer(*old, customer_id="c99")
+    live.add([event["event"] for event in events if event["customer_id"] == "c99"])
+
+    def ask(customer):
+        return client.get(f"/customers/{customer}/scores", params={"task": "items", "k": 30})
+
+    before = ask("c99")
+    assert before.headers["MCM-Checkpoint"] == service.digest[:12]
+    assert "item 99" not in {label["label"] for label in before.json()["tasks"]["items"]}
+    stop, codes = threading.Event(), []
+
+    def ask_all_along():
+        while not stop.is_set():
+            codes.append(ask("c01").status_code)
+
+    asking = threading.Thread(target=ask_all_along)
+    asking.start()
+    threading.Thread(target=follow_folder, args=(service, str(link), 0.05), daemon=True).start()
+    time.sleep(0.2)
+    other = tmp_path / "other"
+    other.symlink_to(tmp_path / "two")
+    os.replace(other, link)  # at once
+    while service.digest == checkpoint_digest(*old):
+        time.sleep(0.02)
+    stop.set()
+    asking.join()
+    assert len(codes) > 3 and {*codes} == {200}
+    after = ask("c99")
+    assert after.headers["MCM-Checkpoint"] == checkpoint_digest(*new)[:12] != before.headers["MCM-Checkpoint"]
+    live.refresh(*new)
+    found = after.json()["tasks"]["items"]
+    assert_same_list(found, live.scores(tasks=["items"], k=30)["items"])
+    assert "item 99" in {label["label"] for label in found}
+    with pytest.raises(ValueError, match="other columns"):
+        service.reload(str(other_log(tmp_path)))
+    assert ask("c99").json() == after.json()
+
+
+def other_log(folder):
+    """A checkpoint of another log."""
+    CustomerModel.fit(LOG[["who", "when", "item"]], folder=folder / "shop", disable_tqdm=True)
+    return folder / "shop" / "run"
+
+
+def test_a_new_label_of_an_encoder_starts_at_its_attributes(tmp_path):
+    schema = schema_with(profile=[], tasks=["items", "aisle"], target_token_types=[])
+    new = pd.DataFrame([("c01", DAYS[0], "new", "buy", "item 99", 3, "aisle 2")], columns=LOG.columns)
+    first = split(LOG)[0]
+    prepare(first, schema, tmp_path / "data")
+    data = PreparedData(tmp_path / "data")
+    (tmp_path / "scratch").mkdir()
+    add_events(data, new, tmp_path / "next", tmp_path / "scratch")
+    config = read_config(ModelOptions(str(tmp_path / "data"), config_overrides=CHOICES), data.extractor, Recipe())
+    model = MCMForMultiTaskRecommendation(config).eval()
+    grown, extractor = count_again(model, data.extractor, PreparedData(tmp_path / "next", END))
+    ids = extractor.label_ids("items", [f"item {number}" for number in range(12, 18)])  # those of aisle 2
+    known = ids[ids > 1]
+    place = int(extractor.label_ids("items", ["item 99"])[0])
+    assert len(known) > 2 and place > ids.max()
+    vectors = grown.model.embeddings.events.feature_tables[1].weight
+    torch.testing.assert_close(vectors[place], vectors[known].mean(0))
+    assert grown.config.learned_sizes == model.config.vocabulary_sizes
+    assert bool((grown.readout_bias[0][place] < grown.readout_bias[0][known]).all())
+    inputs = extractor([find_customer(pd.concat([first, new]), "c01") | {"profile": {}}])
+    assert grown(**inputs).logits["items"].shape[1] == place + 1

@@ -320,7 +320,7 @@ def test_labels_are_explained_and_those_found_that_are_alike_or_go_together(fitt
 def test_two_conditions_and_what_changed(fitted, log):
     model = fitted[0]
     table = model.table(days=[30])
-    chance, worth = table["visit_probability_30d"].median(), table["price_30d"].median()
+    chance, worth = table["visit_probability_30d"].quantile(0.7), table["price_30d"].quantile(0.3)
     both = model.table(f"visit_probability_30d < {chance} and price_30d > {worth}", days=[30])
     expected = table[(table["visit_probability_30d"] < chance) & (table["price_30d"] > worth)]
     pd.testing.assert_frame_equal(both, expected, rtol=1e-5)
@@ -357,6 +357,7 @@ def test_a_wrong_question_is_refused(fitted, ask, words):
 def test_without_learning_the_log_is_counted_and_the_shipped_network_scores(fitted, log):
     model, counted = fitted[0].model, CustomerModel.fit(log, {"amount": "price"}, learn=False, disable_tqdm=True)
     assert counted.model.config.learned == SHIPPED != model.config.learned
+    assert "of many other shops" in counted.model.describe()
     assert counted.model.config.counted == model.config.counted
     for one, other in zip(model.scorer.tables, counted.model.scorer.tables, strict=True):
         assert torch.equal(one.counts, other.counts)

@@ -297,6 +297,16 @@ def test_returns_are_taken_from_the_amounts():
     assert mean == pytest.approx(amounts[:, 1].mean().item(), rel=0.1)
 
 
+def test_a_single_large_purchase_says_less_than_as_much_in_all():
+    """Two customers came equally often and paid the same sum, the one evenly and the other almost all at once."""
+    often = torch.linspace(0, WINDOW, 10)
+    amounts = torch.rand(60, 10, 2, generator=torch.Generator().manual_seed(0)) * 20
+    amounts[0], amounts[1], amounts[1, 4] = 40.0, 4.0, 364.0
+    visits = Visits(often.expand(60, 10), torch.ones(60, 10, dtype=torch.bool), amounts)
+    evenly, at_once, *others = tell(visits, WINDOW, [30])["kind_30d"].tolist()
+    assert max(others) < at_once < 0.8 * evenly
+
+
 def test_no_more_is_expected_than_any_customer_did():
     """A customer whose 300 visits are of the last hours will not go on at that rate."""
     often = torch.linspace(0, WINDOW, 20)

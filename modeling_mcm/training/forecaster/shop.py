@@ -11,7 +11,15 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from modeling_mcm.forecaster_mcm import LEAST_AMOUNT, VisitForecaster, VisitHistory, Visits, select_visits, smooth_rate
+from modeling_mcm.forecaster_mcm import (
+    LEAST_AMOUNT,
+    USUAL_SHARE,
+    VisitForecaster,
+    VisitHistory,
+    Visits,
+    select_visits,
+    smooth_rate,
+)
 
 SHIPPED_WEIGHTS = Path(__file__).resolve().parents[2] / "forecaster.safetensors"
 BACK_TESTS = (0.3, 0.5, 0.75)  # shares of the window after which the shop's own past is tested
@@ -66,10 +74,11 @@ def set_shop(forecaster: VisitForecaster, visits: Visits, as_of: torch.Tensor, w
     forecaster.statistics.copy_(torch.stack([number.float() for number in numbers]))
     forecaster.mean_rate.copy_(mean_rate)
     forecaster.amount_statistics.copy_(amounts)
-    sums = history.amounts.sum((0, 1)), history.amounts.clamp(min=0).sum((0, 1))
-    forecaster.net.copy_(torch.where(sums[1] > 0, sums[0] / sums[1], 1.0).clamp(min=0))
     most = history.find_most().sort(dim=0, descending=True).values  # (B, 1 + Q)
     forecaster.most.copy_(most[min(SHARED_BY, len(most)) - 1])
+    forecaster.usual.copy_(_find_usual(history, forecaster.most[1:]) / amounts[:, :1])
+    sums = history.amounts.sum((0, 1)), history.amounts.clamp(min=0).sum((0, 1))
+    forecaster.net.copy_(torch.where(sums[1] > 0, sums[0] / sums[1], 1.0).clamp(min=0))
 
 
 def _test_past(history: VisitHistory, share: float) -> list[torch.Tensor]:
@@ -107,6 +116,14 @@ def _measure_amounts(history: VisitHistory, amounts: torch.Tensor, log_rate: tor
     centred = [each - each.mean() for each in (customer, log_rate)]
     scale = centred[0].square().mean().sqrt() * centred[1].square().mean().sqrt()
     return torch.stack([mean, within.sqrt(), between.sqrt(), (centred[0] * centred[1]).mean() / (scale + 1e-6)])
+
+
+def _find_usual(history: VisitHistory, most: torch.Tensor) -> torch.Tensor:
+    """The largest amount of `USUAL_SHARE` of the visits, but at most `most`, of shape `(Q,)`, which tells nothing of a
+    single customer; and the mean of the amounts that are cut there: of shape `(Q, 2)`."""
+    amounts = history.amounts[history.is_visit].clamp(min=0)  # (visits, Q)
+    largest = amounts.kthvalue(math.ceil(USUAL_SHARE * len(amounts)), 0).values.minimum(most.clamp(min=0))
+    return torch.stack([largest, amounts.minimum(largest).mean(0)], -1)
 
 
 def load_weights(forecaster: VisitForecaster) -> None:

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 from synthetic_log import check_rows, read_rows
 
-from modeling_mcm.customer_model import _read_frame
+from modeling_mcm.customer_model import read_frame
 from modeling_mcm.data import EventSchema
 from modeling_mcm.data.guessing import FrameReader, find_time_format, warn_of_late_event
 from modeling_mcm.data.tables import read_table_file
@@ -40,14 +40,14 @@ def test_every_reader_of_a_csv_file_keeps_what_it_says(tmp_path, line):
     expected = [field or None for field in fields]
     table = SourceTable(path, "event")
     assert [value for block in table.blocks(["value"]) for value in block["value"].to_pylist()] == expected
-    for frame in (_read_frame(path), _read_frame([str(path)]), read_table_file(path)):
+    for frame in (read_frame(path), read_frame([str(path)]), read_table_file(path)):
         assert [*map(to_text, frame["value"])] == expected
 
 
 def test_whole_numbers_beside_a_missing_one_are_exact_in_every_table(tmp_path):
     table = pa.table({"code": [2**62 + 1, None, 2**62 + 2]})
     pa.parquet.write_table(table, tmp_path / "codes.parquet")
-    for frame in (_read_frame(table), _read_frame(tmp_path), read_table_file(tmp_path / "codes.parquet")):
+    for frame in (read_frame(table), read_frame(tmp_path), read_table_file(tmp_path / "codes.parquet")):
         assert frame["code"].dropna().tolist() == [2**62 + 1, 2**62 + 2]
 
 

@@ -13,9 +13,9 @@ from modeling_mcm.data import PreparedData, load_prepared
 from modeling_mcm.data.collator import PreparedRows
 from modeling_mcm.evaluation.cases import read_history
 from modeling_mcm.state_mcm import GAPS
+from modeling_mcm.training.counting import count_customers
 from modeling_mcm.training.forecaster.describe import describe_shop
 from modeling_mcm.training.labels import fill_label_values
-from modeling_mcm.training.pretraining import describe_customers
 from modeling_mcm.training.scorer.counts import LabelCounts
 from modeling_mcm.training.state import count_at_times, fit_state, pad_latest
 
@@ -129,7 +129,7 @@ def test_a_log_without_prices_and_with_one_token_type(event_log, prepare_log, ma
     assert not {"view", "coupon"} & set(extractor.vocabularies["type"])
     sizes = {"features": extractor.feature_names, "vocabulary_sizes": extractor.vocabulary_sizes}
     model = make(tasks=["items"], summed_features=[], **sizes)
-    describe_customers(model, data, seed=0)
+    count_customers(model, data, seed=0)
     assert model.model.customer_forecasts.names()[0] == "visits_7d"
 
 
@@ -138,7 +138,7 @@ def test_a_model_on_a_gpu_is_described_as_on_the_cpu(prepared, make, inputs):
     with other_device() as device:
         for place in (torch.device("cpu"), device):
             model = make().to(place)
-            describe_customers(model, data, seed=0)
+            count_customers(model, data, seed=0)
             answers.append(model.model(**{name: value.to(place) for name, value in inputs.items()}))
         torch.testing.assert_close(answers[1].forecasts["visits_30d"].cpu(), answers[0].forecasts["visits_30d"])
         torch.testing.assert_close(answers[1].pooler_output.cpu(), answers[0].pooler_output)
@@ -165,7 +165,7 @@ def test_a_customer_who_came_once_describes_the_shop(event_log, prepare_log, mak
     many = [once.assign(who=once["who"] + f"{copy:03}", when="2017-02-01", action="buy") for copy in range(150)]
     data = PreparedData(prepare_log(pd.concat([event_log, *many]).astype({"when": event_log["when"].dtype})))
     model = make(vocabulary_sizes=data.extractor.vocabulary_sizes)
-    describe_customers(model, data, seed=0)
+    count_customers(model, data, seed=0)
     assert model.model.forecaster.statistics[1] > 0.8  # share of customers with one visit
     row = data.extractor.encode({"events": many[0].iloc[:1].to_dict("list")}, "it")
     told = model.model(**data.extractor.pad([row], as_of=[round(CUTOFF)])).forecasts
