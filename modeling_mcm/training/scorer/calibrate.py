@@ -57,7 +57,9 @@ def calibrate(
         table = validation[task]
         values, outside = score_candidates(scorer, task, question, table, device)
         log_p = fit_temperature(scorer, task, question, table, values, outside)  # (N,)
-        if question in questions:
+        if question not in questions:
+            scorer.chance[task, question] = 0
+        else:
             is_known = comes[table.example, question]  # (N,): the customer comes
             fit_chances(scorer, task, question, log_p[is_known], table.is_target[is_known, question])
 
