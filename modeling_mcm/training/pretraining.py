@@ -57,7 +57,7 @@ from .scorer.examples import Examples, draw_examples
 from .scorer.features import compute_features
 from .scorer.fit import ScoredCases, fit_network
 from .scorer.judge import judge_encoder, measure_encoder, score_by_counts
-from .scorer.shipped import SHIPPED, load_network
+from .scorer.shipped import SHIPPED
 
 logger = logging.get_logger(__name__)
 # Options that say when the recipe evaluates, saves and ends. They belong together: if the command line sets one of
@@ -215,7 +215,6 @@ def fit_counts(model: MCMForMultiTaskRecommendation, data: PreparedData, seed: i
     training = compute_features(log, examples.training, generator, device)
     for table, counts in zip(scorer.tables, log.counts, strict=True):
         table.load_state_dict(counts.make_tables().state_dict())
-    load_network(scorer, [counts.shop for counts in log.counts])  # where the fit starts
     validation = compute_features(log, examples.validation, generator, device, scorer)
     ndcg = fit_network(scorer.of_counts, training, validation, seed, device, log.without_repeats, examples.chooses)
     pairs = product(range(len(config.tasks)), range(QUESTIONS))

@@ -252,7 +252,7 @@ def test_small_logs_are_fitted(tmp_path, customers, items):
     model = make_model(data)
     assert fit_counts(model, data).ndcg[0][0].nanmean() > 0
     level = LabelScorer.chances(model.scorer.chance[-1, NEXT_VISIT], torch.full((items,), 1 / items).log())
-    assert level.sum() == pytest.approx(1, abs=2)  # a visit has one item; other shops, where fits start, have more
+    assert level.sum() == pytest.approx(1, abs=0.5)  # a visit has one item
 
 
 def test_the_figure_of_counts_alone_is_that_of_evaluation(tmp_path):

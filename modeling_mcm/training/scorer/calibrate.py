@@ -57,9 +57,7 @@ def calibrate(
         table = validation[task]
         values, outside = score_candidates(scorer, task, question, table, device)
         log_p = fit_temperature(scorer, task, question, table, values, outside)  # (N,)
-        if question not in questions:
-            scorer.chance[task, question] = 0
-        else:
+        if question in questions:
             is_known = comes[table.example, question]  # (N,): the customer comes
             fit_chances(scorer, task, question, log_p[is_known], table.is_target[is_known, question])
 
@@ -117,17 +115,15 @@ def fit_temperature(
 
 def fit_chances(scorer: LabelScorer, task: int, question: int, log_p: Tensor, came: Tensor) -> None:
     """Fits the chances of labels by the cross-entropy of the candidates, from their log-probabilities, and whether
-    they came, both `(N,)`, of customers who come. Few cases hardly move them from what they are."""
+    they came, both `(N,)`, of customers who come."""
     if not len(came):
         return
-    known = scorer.chance[task, question].double()  # (3,): of the shipped network, or 0
-    start = torch.stack([known[0], known[1].log(), known[2]]) if known[1] > 0 else known
     log_p, came = log_p.double(), came.double()
 
     def loss(a: Tensor, log_b: Tensor, c: Tensor) -> Tensor:
         chances = scorer.chances([a, log_b.exp(), c], log_p).clamp(1e-7, 1 - 1e-7)
-        moved = torch.stack([a, log_b, c / 10]) - start / start.new_tensor([1, 1, 10])
-        return F.binary_cross_entropy(chances, came) + moved.square().sum() / (2 * len(came))
+        # Few cases say little of how chances rise with scores, which they do in any case
+        return F.binary_cross_entropy(chances, came) + (log_b.square() + (c / 10).square()) / (2 * len(came))
 
-    a, log_b, c = minimize(loss, [*start], **SEARCH)
+    a, log_b, c = minimize(loss, [*log_p.new_zeros(3)], **SEARCH)
     scorer.chance[task, question] = torch.stack([a, log_b.exp(), c]).to(scorer.chance.dtype)

@@ -25,7 +25,6 @@ from .examples import EXAMPLES
 from .features import CandidateTable
 
 START_STD, EPOCHS, LEARNING_RATE, WEIGHT_DECAY, EXAMPLES_OF_STEP = 0.02, 8, 3e-3, 1e-2, 32
-SHIPPED_RATE = 1.5e-3  # learning rate of a network that starts at the shipped one: it has less to learn
 RANKING = 1.5  # weight of the smooth NDCG
 MOST_TARGETS, TEMPERATURE = 12, 2.0  # of the smooth NDCG
 FEW = 1_000  # number of examples that a network's start is fitted on
@@ -43,9 +42,8 @@ def fit_network(
     chooses: NDArray | None = None,
     start: ScoreNetwork | None = None,
 ) -> list[Tensor]:
-    """Fits a network to examples of all tasks, and keeps the epoch that ranks the validation cases best. It starts as
-    it is, which is one of these epochs: at the network that ships with the package ([`~scorer.shipped`]), whose
-    weights few examples hardly move; or at a fitted network of counts.
+    """Fits a network to examples of all tasks, and keeps the epoch that ranks the validation cases best. It starts at
+    its mix of rates, or at a network of counts, with small random weights in its hidden layers.
 
     In, one row a candidate of a task; validation has all candidates, with the same columns:
 
@@ -77,17 +75,16 @@ def fit_network(
     Raises:
         ValueError: If no target of any example is among its candidates.
     """
+    initialize(network, torch.cat([table.features for table in examples]), seed)
     if start is not None:
-        initialize(network, torch.cat([table.features for table in examples]), seed)
         start_from_counts(network, start, examples)
-    network.requires_grad_(True)
     torch.manual_seed(seed)
     draws = np.random.default_rng(seed)
     steps = draw_steps(examples, draws)
     if not steps:
         raise ValueError("What followed the histories is never among their candidates: the log is too small to fit.")
     # Adam's steps are as long by few examples as by many: shorter ones keep few from moving the network far
-    learning_rate = (LEARNING_RATE if start else SHIPPED_RATE) * min(len(examples[0].num_unseen) / EXAMPLES, 1) ** 0.5
+    learning_rate = LEARNING_RATE * min(len(examples[0].num_unseen) / EXAMPLES, 1) ** 0.5
     descend = make_descent(network, learning_rate, WEIGHT_DECAY, EPOCHS * len(steps), 0.15)
     best_mean, which = -1.0, slice(None) if chooses is None else torch.from_numpy(chooses).to(device)
     for epoch in range(EPOCHS + 1):  # the first one is the start
@@ -114,14 +111,14 @@ def fit_network(
 
 @torch.no_grad()
 def initialize(network: ScoreNetwork, features: Tensor, seed: int) -> None:
-    """Sets a network to small random weights in its hidden layers, and its standardisation to features `(N, F)`, of
-    which it reads the first ones."""
+    """Sets a network to its mix of rates with small random weights in its hidden layers, and its standardisation to
+    features `(N, F)`, of which it reads the first ones."""
     generator = torch.Generator().manual_seed(seed)
     stds = {network.linear: 0.0, network.first: START_STD, network.second: START_STD, network.last: 0.0}
     for layer, std in stds.items():
         layer.weight.copy_(torch.empty(layer.weight.shape).normal_(std=std, generator=generator))  # of the CPU
         nn.init.zeros_(layer.bias)
-    nn.init.zeros_(network.task_vectors.weight)
+    nn.init.zeros_(network.requires_grad_(True).task_vectors.weight)
     read = features[:, : len(network.mean)]
     network.mean.copy_(read.mean(0))
     network.std.copy_(read.std(0).clamp(min=1e-3))
