@@ -51,6 +51,7 @@ EXAMPLES = 200  # customers of a shop who are asked, at most
 LEAST_EVENTS, LEAST_CASES, LEAST_TARGETS = 30, 3, 3  # of a shop; one with fewer is left out
 LEARNING_RATE, WEIGHT_DECAY, WARM_UP, STEP_EXAMPLES = 3e-3, 1e-2, 0.1, 64
 START_STD, LEAST_STD = 0.05, 0.05
+TRUSTED = 0.7  # of what the network adds to the mix: an unseen shop is less like those that were seen
 CALIBRATED = 0.1  # further shops that say how sure the network is to be, as a share of those that it learns from
 CPU = torch.device("cpu")
 
@@ -202,6 +203,9 @@ def train_network(examples: Examples, steps: int, seed: int) -> tuple[ScoreNetwo
         columns = scores, examples.is_target[rows], examples.log_kept[rows, None]
         padded = [pad(values, mask) for values in columns]
         descend(ranking_loss(mask, padded[0], padded[1], padded[2], is_known))
+    with torch.no_grad():
+        for value in (*network.linear.parameters(), *network.last.parameters()):
+            value.mul_(TRUSTED)
     both.eval()
     return network, vectors
 
@@ -226,9 +230,9 @@ class ScorerOptions:
 
     logs: list[str] = option("Folders of prepared logs, of which shops are cut.", [])
     output: str = option("File of the weights.", str(SHIPPED_SCORER))
-    cuts: int = option("Number of shops that are cut from each log.", 60)
-    synthetic: int = option("Number of synthetic shops.", 500)
-    steps: int = option(f"Number of training steps, of {STEP_EXAMPLES} examples.", 8000)
+    cuts: int = option("Number of shops that are cut from each log.", 40)
+    synthetic: int = option("Number of synthetic shops.", 300)
+    steps: int = option(f"Number of training steps, of {STEP_EXAMPLES} examples.", 4000)
     seed: int = option("Seed of the shops and of the training.", 0)
     processes: int = option("Number of processes that make shops, by default one for each core.", os.cpu_count() or 1)
 
@@ -236,17 +240,17 @@ class ScorerOptions:
 @command(__doc__, ScorerOptions)
 def main(options: ScorerOptions) -> None:
     """Makes the examples, trains the network and writes its weights."""
-    begun, parts, weights = time.monotonic(), list[ShopExamples](), list[float]()
+    begun, parts, kinds = time.monotonic(), list[ShopExamples](), list[bool]()
     numbers: dict[str | None, int] = {**dict.fromkeys(options.logs, options.cuts), None: options.synthetic}
     for folder, number in numbers.items():
         own = draw_shops(folder, range(number), options)
         parts += own
-        # All open logs weigh as much as all synthetic shops, and each task of a shop as much as another
-        weights += [1 / len(own) if folder is None else 0.0] * len(own)
-    logs = weights.count(0.0)
-    weights = [(weight or 1 / logs) / len(part.table.num_targets) for weight, part in zip(weights, parts, strict=True)]
+        kinds += [folder is None] * len(own)
+    # All examples of open logs weigh as much as all of synthetic shops
+    sizes = np.array([len(part.table.num_targets) for part in parts])
+    weights = 1 / np.bincount(kinds, sizes)[np.array(kinds, int)]
     torch.set_num_threads(1)  # so that the weights do not depend on the number of cores
-    network, vectors = train_network(Examples.of(parts, weights), options.steps, options.seed)
+    network, vectors = train_network(Examples.of(parts, weights.tolist()), options.steps, options.seed)
     saved = {f"network.{name}": value for name, value in network.state_dict().items() if "task_vectors" not in name}
     saved |= {f"shop.{name}": value for name, value in vectors.state_dict().items()}
     sure = [

@@ -21,7 +21,7 @@ SHIPPED_SCORER = Path(__file__).resolve().parents[2] / "scorer.safetensors"
 # `config.learned` of a model whose scores come from these weights
 SHIPPED: dict[str, str | int] = {"log": "of many other shops, as they ship with the package"}
 FARTHEST_SHOP = 2.5  # largest absolute value of a standardised number of a shop
-SHOP_HIDDEN = 32
+SHOP_HIDDEN = 16
 
 
 class ShopVectors(nn.Module):
