@@ -103,6 +103,7 @@ class CustomerModel:
         encoder: bool = False,
         folder: str | Path | None = None,
         seed: int = 42,
+        learn: bool = True,
         **training: object,
     ) -> "CustomerModel":
         """Prepares a log and trains a model on it.
@@ -116,6 +117,8 @@ class CustomerModel:
             folder (`str`, *optional*): New folder for the events as they were read, the prepared data and the run,
                 which `mcm app` shows. Default: a temporary one.
             seed (`int`): Seed of the training.
+            learn (`bool`): With False nothing is fitted to the log: it is counted, and its counts are scored by the
+                network that ships with the package, in seconds.
             training: options of `PretrainingArguments`, such as `num_train_epochs=3`.
 
         Raises:
@@ -141,7 +144,8 @@ class CustomerModel:
             place = Path(folder or temporary)
             table = reader.read(table)
             prepare(table, reader.schema, place / "data")
-            _pretrain(place, encoder, {"seed": seed, "report_to": "none"} | training)
+            given = {"seed": seed, "report_to": "none"} | ({} if learn else {"network": "shipped"})
+            _pretrain(place, encoder, given | training)
             if folder:
                 table.to_parquet(place / EVENTS_FILE, index=False)
             write_json(place / "run" / READER_FILE, reader.to_dict())

@@ -181,8 +181,8 @@ class MCMPreTrainedModel(PreTrainedModel):
         until when."""
 
         def write(facts: dict) -> str:
-            if not facts.get("log"):
-                return "of no log"
+            if "until" not in facts:
+                return facts.get("log", "of no log")
             return (
                 f"{facts['log']} until {facts['until']}: {facts['customers']:,} customers, {facts['events']:,} events"
             )

@@ -30,6 +30,7 @@ from modeling_mcm.scorer_mcm import LabelScorer
 from .forecaster.describe import describe_shop
 from .labels import categorical_features, fill_label_values, find_usual_values, popularity
 from .scorer.counts import count_labels
+from .scorer.shipped import SHIPPED, load_network
 from .state import fit_state
 
 logger = logging.get_logger(__name__)
@@ -87,6 +88,8 @@ def count_again(
         labels = count_labels(data, config, np.zeros(len(data.rows), np.int64))  # all in one fold
         for table, counts in zip(cast(LabelScorer, result.scorer).tables, labels, strict=True):
             table.load_state_dict(counts.make_tables().state_dict())
+        if config.learned == SHIPPED:
+            load_network(cast(LabelScorer, result.scorer), [counts.shop for counts in labels])
     has_state = result.base_model.state is not None
     has_forecasts = model.base_model.forecaster is not None if forecasts is None else forecasts
     count_customers(result, data, seed, has_state and state, has_state and has_forecasts)

@@ -10,7 +10,7 @@ from transformers.integrations import is_tensorboard_available
 
 from modeling_mcm.option import REQUIRED, option
 
-AUTO, NONE = "auto", "none"
+AUTO, NONE, SHIPPED_NETWORK = "auto", "none", "shipped"
 
 
 @dataclass
@@ -32,6 +32,12 @@ class ModelOptions:
         "label. There are embedding and forecasts, and no encoder.",
         AUTO,
         choices=[AUTO, NONE],
+    )
+    network: str = option(
+        "With shipped, nothing is fitted: the log is counted to its end, and scores come from the network of counts "
+        "that ships with the package. Only with --encoder none.",
+        AUTO,
+        choices=[AUTO, SHIPPED_NETWORK],
     )
     recipe: str = option(
         "How choices are made that no option and no --config_overrides makes. With auto, measurements of "
@@ -62,6 +68,8 @@ class ModelOptions:
     )
 
     def __post_init__(self) -> None:
+        if self.network == SHIPPED_NETWORK and self.encoder != NONE:
+            raise ValueError("--network shipped reads counts alone: add --encoder none, or call mcm start.")
         for name in ("target_half_life_days", "sampled_labels"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"`{name}` must be 0 or more, got {getattr(self, name)}: 0 is none.")

@@ -37,7 +37,7 @@ from .counting import count_again, describe_counts
 from .encoder.recipe import Recipe, make_config, recipe_for
 from .encoder.trainer import MCMTrainer
 from .labels import categorical_features, fill_label_values, popularity
-from .options import AUTO, NONE, ModelOptions, PretrainingArguments
+from .options import AUTO, NONE, SHIPPED_NETWORK, ModelOptions, PretrainingArguments
 from .resuming import (
     PRETRAINING,
     Facts,
@@ -57,6 +57,7 @@ from .scorer.examples import Examples, draw_examples
 from .scorer.features import compute_features
 from .scorer.fit import ScoredCases, fit_network
 from .scorer.judge import judge_encoder, measure_encoder, score_by_counts
+from .scorer.shipped import SHIPPED
 
 logger = logging.get_logger(__name__)
 # Options that say when the recipe evaluates, saves and ends. They belong together: if the command line sets one of
@@ -98,6 +99,8 @@ def chosen_recipe(options: ModelOptions, named: Collection[str]) -> Recipe:
     reasons = recipe.reasons
     if options.encoder == NONE:
         reasons = ["No encoder is trained, nor are options of its training read: scores come from counts alone."]
+    if options.network == SHIPPED_NETWORK:
+        reasons += ["Nothing is fitted to the log: its counts are scored by the network that ships with the package."]
     return replace(recipe, training=training, reasons=reasons)
 
 
@@ -169,7 +172,7 @@ def pretrain(options: ModelOptions, training: PretrainingArguments, recipe: Reci
     model.sampled_labels = options.sampled_labels
     if config.readout_bias:
         model.initialize_from_popularity(popularity(data, config))
-    names = "encoder", "ema_decay", "target_half_life_days", "sampled_labels"
+    names = "encoder", "network", "ema_decay", "target_half_life_days", "sampled_labels"
     own = {name: getattr(options, name) for name in names} | {"max_events": extractor.schema.max_events}
     run = {"data": file_digest(data.folder / MANIFEST_FILE), "options": deciding_options(training, config, own)}
     output = Path(str(training.output_dir))
@@ -255,8 +258,9 @@ def _train(
 ) -> Facts:
     """Trains a model, saves it, compares it with baselines on the validation cases, and warns of tasks on which it is
     worse. Returns the facts of the run."""
-    config, evaluates, seconds = model.config, training.eval_strategy != "no", 0.0
-    counted = None if model.scorer is None else fit_counts(model, data, training.seed)
+    is_shipped = options.network == SHIPPED_NETWORK
+    config, evaluates, seconds = model.config, training.eval_strategy != "no" and not is_shipped, 0.0
+    counted = None if is_shipped or model.scorer is None else fit_counts(model, data, training.seed)
     measure = partial(measure_loss, data, training.per_device_eval_batch_size)
     if counted is not None and counted.examples.validation is not None:
         cases = counted.examples.validation
@@ -298,7 +302,7 @@ def _train(
         for warning in baseline_warnings(results, METRIC):
             logger.warning(warning)
     # What was judged was learned until the validation cutoff; what is used counts the log to its end
-    model.config.learned = describe_counts(data)
+    model.config.learned = {**SHIPPED} if is_shipped else describe_counts(data)
     if training.should_save:
         deployed, extractor = count_again(model, data.extractor, data.at(END), forecasts=True, seed=training.seed)
         deployed.save_pretrained(str(training.output_dir))

@@ -9,9 +9,11 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+import torch
 import yaml
 from corner_shop import make_log
 from folders import update_json
+from safetensors.torch import load_file
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -23,6 +25,7 @@ from modeling_mcm.customer_features import CustomerFeatures
 from modeling_mcm.data import EventSchema
 from modeling_mcm.data.guessing import FrameReader
 from modeling_mcm.page.histories import Histories
+from modeling_mcm.training.scorer.shipped import SHIPPED, SHIPPED_SCORER
 
 ROWS = 600
 
@@ -351,7 +354,22 @@ def test_a_wrong_question_is_refused(fitted, ask, words):
         ask(fitted[0])
 
 
+def test_without_learning_the_log_is_counted_and_the_shipped_network_scores(fitted, log):
+    model, counted = fitted[0].model, CustomerModel.fit(log, {"amount": "price"}, learn=False, disable_tqdm=True)
+    assert counted.model.config.learned == SHIPPED != model.config.learned
+    assert "of many other shops" in counted.model.describe()
+    assert counted.model.config.counted == model.config.counted
+    for one, other in zip(model.scorer.tables, counted.model.scorer.tables, strict=True):
+        assert torch.equal(one.counts, other.counts)
+    scores = counted.recommend(["c07"], k=3, tasks=["item"])
+    assert scores["chance"].between(0, 1, inclusive="neither").all() and scores["chance"].is_monotonic_decreasing
+    weights, shipped = counted.model.scorer.of_counts.state_dict(), load_file(SHIPPED_SCORER)
+    assert torch.equal(weights["first.weight"], shipped["network.first.weight"])
+
+
 def test_a_wrong_fit_is_refused(fitted, log):
+    with pytest.raises(ValueError, match="--network shipped reads counts alone"):
+        CustomerModel.fit(log, learn=False, encoder=True)
     with pytest.raises(ValueError, match=r"Unknown options \['epochs'\]"):
         CustomerModel.fit(log, epochs=3)
     with pytest.raises(FileExistsError, match="holds files already: give another folder, or read its model"):

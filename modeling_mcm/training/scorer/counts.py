@@ -43,6 +43,44 @@ CUSTOMERS = 4096  # whose dense matrix of labels is multiplied at a time
 PERIODS, LATE = 26, 4  # parts of the training period at whose ends labels are counted; the latest ones are recent
 
 
+class ShopNumbers(NamedTuple):
+    """What a task's counts say of the shop, in a number each; logarithms are natural.
+
+    Attributes:
+        customers, labels (`float`): Log of 1 + the number of customers, and of labels that were seen.
+        visits, visits_vary (`float`): Log of the mean number of a customer's visits, and how this log varies.
+        one_visit (`float`): Share of the customers with one visit.
+        basket, moments (`float`): Log of the mean number of labels of a visit, and of its moments.
+        repeats, repeats_at_once (`float`): Share of the labels of later visits that repeat one, and which share of
+            these repeat it from the visit before.
+        gap_visits (`float`): Log of the mean number of visits until a label is repeated.
+        most_popular, entropy (`float`): Share of the ten most frequent labels, and entropy of the shares, over the
+            largest possible one.
+        trend (`float`): Share of the visits' labels that lately differ from before.
+        has_times, gap_days (`float`): Whether times say anything; log of the median gap in days.
+        followed (`float`): Share of the transitions that go to the likeliest label after each one.
+        attributes (`float`): Share of the labels with an attribute.
+    """
+
+    customers: float
+    labels: float
+    visits: float
+    visits_vary: float
+    one_visit: float
+    basket: float
+    moments: float
+    repeats: float
+    repeats_at_once: float
+    gap_visits: float
+    most_popular: float
+    entropy: float
+    trend: float
+    has_times: float
+    gap_days: float
+    followed: float
+    attributes: float
+
+
 class LabelCounts:
     """Counts of a task's labels by fold of customers, from which tables without one fold are made.
 
@@ -75,6 +113,37 @@ class LabelCounts:
         if size <= MOST_DENSE:
             rates = compute_rates(visits, size)  # (C, V)
             self.grams = [multiply_labels(rates[folds == fold]) for fold in range(FOLDS)]
+        self.shop = self.measure_shop(visits, len(customer))
+
+    def measure_shop(self, visits: VisitSets, moments: int) -> ShopNumbers:
+        """Measures the shop by its visits with a label, and the number of its moments."""
+        number = np.diff(visits.first_visit)  # (C,): visits
+        number, opens = number[number > 0], visits.first_visit[:-1][number > 0]
+        seen, again, at_once, gap = self.counts[:, :, -1].sum(1)  # each (V,)
+        recent = self.read_parts()[0][-1, 3].numpy()
+        total, repeats = seen.sum(), again.sum()
+        shares, lately = seen[seen > 0] / total, recent[seen > 0] / max(recent.sum(), 1)
+        follows = csr_array(sum(self.transitions))  # (V, V)
+        likeliest = follows.max(axis=1).sum() if follows.nnz else 0.0
+        return ShopNumbers(
+            customers=np.log1p(len(number)),
+            labels=np.log1p(len(shares)),
+            visits=np.log(number.mean()),
+            visits_vary=np.log(number).std(),
+            one_visit=(number == 1).mean(),
+            basket=np.log(total / number.sum()),
+            moments=np.log(moments / number.sum()),
+            repeats=repeats / max(total - np.diff(visits.first_row)[opens].sum(), 1),
+            repeats_at_once=at_once.sum() / max(repeats, 1),
+            gap_visits=np.log(gap.sum() / repeats) if repeats else 0.0,
+            most_popular=np.sort(shares)[-10:].sum(),
+            entropy=-(shares * np.log(shares)).sum() / np.log(max(len(shares), 2)),
+            trend=np.abs(lately - shares).sum() / 2 if self.has_times else 0.0,
+            has_times=float(self.has_times),
+            gap_days=np.log(max(self.gap, 1e-3)) if self.has_times else 0.0,
+            followed=likeliest / max(follows.sum(), 1e-9),
+            attributes=float((self.attributes > 0).any(1).mean()),
+        )
 
     def count_parts(self, day: NDArray) -> NDArray:
         """Number of parts of the training period that have ended at each day."""
