@@ -148,7 +148,8 @@ def start_new_values(model: Any, data: PreparedData) -> None:
                 alike = np.flatnonzero((values[:size] == values[label]) & (values[label] >= FIRST_LABEL))
                 if len(alike):
                     vectors[label] = vectors[torch.from_numpy(alike)].mean(0)
-    counts = popularity(data, config)
-    for task, bias in zip(config.tasks, getattr(model, "readout_bias", ()), strict=False):
+    biases = getattr(model, "readout_bias", ())
+    counts = popularity(data, config) if len(biases) else {}
+    for task, bias in zip(config.tasks, biases, strict=False):
         size, shares = learned[config.features.index(task)], counts[task].float() + 1
         bias[size:] = torch.log(shares / shares[FIRST_LABEL:].sum())[size:]

@@ -22,7 +22,7 @@ from transformers.utils import logging
 from modeling_mcm import __version__
 from modeling_mcm.configuration_mcm import MCMConfig
 from modeling_mcm.data import PreparedData
-from modeling_mcm.data.cases import load_columns
+from modeling_mcm.data.cases import CUTOFFS, load_columns
 from modeling_mcm.data.collator import MCMCollator, PreparedRows, unit_counts
 from modeling_mcm.data.dataset import END, MANIFEST_FILE
 from modeling_mcm.evaluation.cases import cases_at, tasks_without_repeats
@@ -161,7 +161,8 @@ def pretrain(options: ModelOptions, training: PretrainingArguments, recipe: Reci
     """Trains a model, or resumes an interrupted run, and saves the model with its feature extractor. Raises `RunError`
     if the output folder holds another run, or the data lack a table that the model needs."""
     set_seed(training.seed)
-    data = PreparedData(options.data)
+    # Where nothing is learned, nothing is held out
+    data = PreparedData(options.data, END if options.network == SHIPPED_NETWORK else CUTOFFS[0])
     extractor = data.extractor
     if options.max_events is not None:
         extractor.max_events = options.max_events
