@@ -18,6 +18,7 @@ from transformers.utils import logging
 from modeling_mcm.data import PreparedData
 from modeling_mcm.data.cases import find_targets, to_batch
 from modeling_mcm.data.collator import batches_by_length
+from modeling_mcm.data.dataset import END
 from modeling_mcm.events_mcm import EPOCH, SECONDS_PER_DAY, run_starts
 from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
 from modeling_mcm.forecaster_mcm import MissingForecastsError
@@ -75,7 +76,7 @@ def forecast_total(
         ValueError: If the log ends less than `days` after the validation cutoff, so that the error can't be known; if
             the quantity or a customer is unknown, or the horizon is too long.
     """
-    cutoff = data.schema.cutoff_seconds("validation")
+    cutoff, data = data.schema.cutoff_seconds("validation"), data.at(END)
     rows = to_batch(data.rows.with_format("arrow")[:])
     times = rows.column("times")
     if customers is not None:

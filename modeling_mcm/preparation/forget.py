@@ -82,7 +82,8 @@ class Places:
             for name, paths in {"events": events, "profile": profile}.items():
                 needed = (prepared.manifest.input[name] or {"files": {}})["files"]
                 files = (describe([*paths]) or {"files": {}})["files"]
-                if needed and {*needed} != {*files}:
+                # A data set that was refreshed numbers its sources otherwise
+                if needed and {Path(name).name for name in needed} != {Path(name).name for name in files}:
                     raise ValueError(
                         f"{folder} was prepared from {some(sorted(needed))}, and --{name} has "
                         f"{some(sorted(files)) or 'nothing'}: give what it was prepared from, or prepare it again."

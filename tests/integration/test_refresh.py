@@ -179,6 +179,13 @@ def test_what_is_judged_knows_nothing_after_its_cutoff(tmp_path):
     assert "item 77" in used[1] and "item 77" not in used[0]
     for one, other in zip(judged[:2], judged[2:], strict=True):
         check_same_model(one, other)
+    data, folder = tmp_path / "b", tmp_path / "run-b"
+    run_mcm("predict", model=folder, data=data, output_dir=tmp_path / "scores", total="visits", forecast_days=20)
+    predicted = pd.read_parquet(tmp_path / "scores").set_index("customer_id")["items"]
+    named = {label for labels in predicted for label in labels}
+    assert "item 77" in named
+    for cutoff in ("validation", "test"):
+        run_mcm("evaluate", model=folder, data=data, cutoff=cutoff, baselines="most_popular")
     sizes = [int(each[0].scorer.tables[0].counts[0].sum()) for each in judged[:2]]
     assert sizes[0] < sizes[1] < int(load(tmp_path / "run-a")[0].scorer.tables[0].counts[0].sum())
 
@@ -301,3 +308,21 @@ def test_a_new_label_of_an_encoder_starts_at_its_attributes(tmp_path):
     assert bool((grown.readout_bias[0][place] < grown.readout_bias[0][known]).all())
     inputs = extractor([find_customer(pd.concat([first, new]), "c01") | {"profile": {}}])
     assert grown(**inputs).logits["items"].shape[1] == place + 1
+
+
+def test_a_customer_is_forgotten_in_a_refreshed_data_set(current, tmp_path):
+    first, day, *_ = split(LOG)
+    log, run = tmp_path / "log", tmp_path / "run"
+    log.mkdir()
+    first.to_parquet(log / "first.parquet")
+    prepare(str(log), schema_with(), tmp_path / "data", profile=PROFILE)
+    day.to_parquet(log / "day.parquet")
+    refresh(current / "run", str(log / "day.parquet"), run, data=tmp_path / "data")
+    names = tmp_path / "names.txt"
+    names.write_text("c01")
+    PROFILE.to_parquet(tmp_path / "profile.parquet")
+    run_mcm("forget", customers=names, data=run / "data", events=log, profile=tmp_path / "profile.parquet")
+    left = PreparedData(run / "data", END)
+    assert "c01" not in left.rows["customer_id"] and len(left.rows) > 20
+    for path in (run / "data" / "log").iterdir():
+        assert "c01" not in set(pd.read_parquet(path)["customer_id"])
