@@ -109,8 +109,8 @@ encoder. {speed}
 - Training took, on two cores that were shared: {seconds}.
 - Each file names its commit. RecTools, chances, small logs and LightGBM on Ta-Feng's baskets are of before ties were
   broken by id. RecTools was not ranked again on the shop and on products of Ta-Feng since each of several unseen
-  labels counts. On Complete Journey and the shop MCM is of before af79e067. Speed is of 3148bed3, forecasts of 95ee0383;
-  the other rows are of before MCM and what only counts count the log until the test cutoff.
+  labels counts. On Complete Journey and the shop MCM is of before af79e067. Speed is of 3148bed3, forecasts are
+  of 95ee0383; all other rows are of before MCM and what only counts count the log until the test cutoff.
 - Forecasts: six cutoffs of CDNOW chose how large amounts are smoothed, two variants of it saw the page's.
 """
 Answer = dict[str, Any]  # of a file of results
