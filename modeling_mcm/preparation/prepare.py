@@ -10,8 +10,8 @@ the end. So a full disk leaves nothing, and a run that is killed leaves only a h
 
 import importlib.metadata
 import math
-import os
 import platform
+import shutil
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -150,7 +150,7 @@ def keep_log(scratch: Path, target: Path, number: int = 0) -> list[dict]:
     for what, name in (("event", f"events-{number:05d}.parquet"), ("profile", LOG_PROFILE)):
         if (read := scratch / f"{what}.parquet").is_file():
             path = folder / name
-            os.replace(read, path)
+            shutil.move(read, path)
             entries.append(describe_file(path, pq.read_metadata(path).num_rows))
     return entries
 
