@@ -7,6 +7,7 @@ preparing the whole log with the same vocabularies gives.
 """
 
 import os
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -101,7 +102,7 @@ def add_events(
         rows_read = count_rows(new) + bad
     shards, events_added = merge_shards(data, pa.concat_tables(encoded), folder)
     for entry in manifest.log:
-        os.link(data.folder / LOG / entry["file"], folder / LOG / entry["file"])
+        link_file(data.folder / LOG / entry["file"], folder / LOG / entry["file"])
     added = [entry for entry in keep_log(scratch, folder, len(log)) if entry["file"] != LOG_PROFILE]
     files = {**(manifest.input["events"] or {"name": "", "files": {}})}
     names = described["files"] if described else {}
@@ -121,6 +122,14 @@ def add_events(
         measures=manifest.measures,
     )
     return result.save(folder)
+
+
+def link_file(source: Path, target: Path) -> None:
+    """Gives a file, which nobody changes in its place, a second name; or copies it to another disk."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 def check_new(manifest: PreparedManifest, described: dict[str, Any] | None, folder: Path) -> None:
@@ -196,7 +205,7 @@ def merge_shards(data: PreparedData, rows: pa.Table, folder: Path) -> tuple[list
     for index, (file, table) in enumerate(parts):
         path = folder / f"customers-{index:05d}-of-{len(parts):05d}.parquet"
         if table is None:
-            os.link(data.folder / file, path)
+            link_file(data.folder / file, path)
             entries.append(by_file[file] | {"file": path.name})
         else:
             entries.append(write_shard(table, path))
