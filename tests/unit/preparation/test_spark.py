@@ -42,7 +42,7 @@ def check_same_bytes(folder, events, profile, schema):
     """DuckDB and Spark write the same data set; gives its manifest."""
     options = {"profile": profile, "rows_per_shard": 5}
     duckdb, spark = (prepare(events, schema, folder / name, engine=name, **options) for name in ("duckdb", "spark"))
-    assert spark.versions.pop("pyspark") and spark == duckdb
+    assert spark.versions.pop("pyspark") and spark == replace(duckdb, log=[])  # only DuckDB keeps what it read
     for name in (*FITTED, *(shard["file"] for shard in duckdb.shards)):
         assert (folder / "spark" / name).read_bytes() == (folder / "duckdb" / name).read_bytes(), name
     return duckdb
