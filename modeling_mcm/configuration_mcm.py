@@ -143,7 +143,7 @@ class MCMConfig(PreTrainedConfig):
     counted (`dict[str, str | int]`):
         Which log the counts are of: `log`, its name, `until`, `customers` and `events`.
     learned (`dict[str, str | int]`):
-        The same of the period that the weights were trained on, with `network`.
+        The same of the period that the weights were trained on.
     values_digest (`str`, *optional*):
         Digest of the vocabularies and bins that the weights were trained with (`MCMFeatureExtractor.values_digest`).
         `None`: unknown.

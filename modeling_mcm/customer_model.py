@@ -28,7 +28,7 @@ from transformers import HfArgumentParser
 from transformers.utils import logging
 
 from .data import NO_CUTOFFS, EventSchema, PreparedData, read_schema
-from .data.guessing import FrameReader, warn_of_late_event
+from .data.guessing import READER_FILE, FrameReader, warn_of_late_event
 from .data.schema import TextFormat
 from .data.tables import read_numbers, to_frame
 from .events_mcm import EPOCH, SECONDS_PER_DAY, IntArray, Row, Time, check_columns, naming, to_ids, to_text
@@ -51,7 +51,7 @@ from .predictor_mcm import (
 )
 
 logger = logging.get_logger(__name__)
-READER_FILE, EVENTS_FILE = "frame.json", "events.parquet"  # beside a checkpoint, and in the folder of `fit`
+EVENTS_FILE = "events.parquet"  # in the folder of `fit`
 AT_ONCE = 64  # customers
 Values = Mapping[str, Any]  # of further columns of a table of labels, by name
 

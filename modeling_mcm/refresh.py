@@ -15,6 +15,7 @@ from transformers.utils import logging
 
 from .data import PreparedData, check_vocabularies
 from .data.dataset import END
+from .data.guessing import READER_FILE
 from .files_mcm import read_json, write_json
 from .folders import RunError, atomic_folder, locked
 from .preparation.refresh import add_events
@@ -24,7 +25,7 @@ from .training.counting import count_again
 from .training.resuming import LOG_FILE
 
 logger = logging.get_logger(__name__)
-DATA, READER_FILE = "data", "frame.json"  # in a refreshed model's folder
+DATA = "data"  # folder of the log in that of a refreshed model
 
 
 def refresh(

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers.utils import SAFE_WEIGHTS_NAME, logging
+from transformers.utils import CONFIG_NAME, logging
 
 from modeling_mcm.data import PreparedData, check_vocabularies
 from modeling_mcm.extras import needs
@@ -80,7 +80,7 @@ def follow_folder(service: CustomerService, folder: str, seconds: float = EVERY)
 
     def find() -> tuple:
         path = Path(folder).resolve()
-        facts = (path / SAFE_WEIGHTS_NAME).stat()
+        facts = (path / CONFIG_NAME).stat()  # which is written with the weights, in one file or several
         return path, facts.st_ino, facts.st_mtime_ns
 
     if not Path(folder).is_dir():

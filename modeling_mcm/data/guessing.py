@@ -44,6 +44,7 @@ from modeling_mcm.schema_mcm import TOKEN_TYPE, VISIT_DAY
 from .schema import EventSchema
 
 logger = logging.get_logger(__name__)
+READER_FILE = "frame.json"  # beside a checkpoint: how the columns of its frame were read
 # Words of column names by their meaning; the first word that a name has decides, and the first column. A name that
 # has nothing else but words for ids goes before: `user_id` before `user_age`.
 WORDS = {

@@ -8,7 +8,6 @@ preparing the whole log with the same vocabularies gives.
 
 import os
 import shutil
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +83,8 @@ def add_events(
         extractor = add_values(new, schema, data.at(END).extractor)
         extractor.save_pretrained(folder / FEATURE_EXTRACTOR_FOLDER)
         customers = cache(new.select("customer_id").drop_null().distinct())
+        if not count_rows(customers):
+            raise ValueError(f"No new event has a customer: check the column {schema.customer!r}.")
         chosen, counts = choose_events(known.semi_join(customers, "customer_id").union(new), schema, cache)
         rows = cache(add_shard(chosen, manifest.options["rows_per_shard"]).order_by("shard"))
         profiles = None
@@ -107,15 +108,19 @@ def add_events(
     files = {**(manifest.input["events"] or {"name": "", "files": {}})}
     names = described["files"] if described else {}
     files["files"] = files["files"] | {f"{len(log)}/{name}": digest for name, digest in names.items()}
-    totals = Counter(manifest.counts | {"rows": manifest.counts["rows"] + rows_read})
-    totals["events"] += events_added
-    totals["customers"] = sum(shard["rows"] for shard in shards)
-    totals["first"], totals["last"] = min(totals["first"], counts["first"]), max(totals["last"], counts["last"])
+    before = manifest.counts
+    totals = before | {  # the other counts stay those of the log as it was prepared
+        "rows": before["rows"] + rows_read,
+        "events": before["events"] + events_added,
+        "customers": sum(shard["rows"] for shard in shards),
+        "first": min(before["first"], counts["first"]),
+        "last": max(before["last"], counts["last"]),
+    }
     result = PreparedManifest(
         schema=manifest.schema,
         input=manifest.input | {"events": files},
         options=manifest.options,
-        counts=dict(totals),
+        counts=totals,
         versions=manifest.versions,
         shards=shards,
         log=[*manifest.log, *added],

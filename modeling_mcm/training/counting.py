@@ -91,6 +91,8 @@ def count_again(
         if config.learned == SHIPPED:
             load_network(cast(LabelScorer, result.scorer), [counts.shop for counts in labels])
     has_state = result.base_model.state is not None
+    if has_state:  # one of other sizes, as where nothing was learned, means nothing here
+        state |= result.base_model.state.mean.shape != model.base_model.state.mean.shape
     has_forecasts = model.base_model.forecaster is not None if forecasts is None else forecasts
     count_customers(result, data, seed, has_state and state, has_state and has_forecasts)
     result.config.counted = describe_counts(data)

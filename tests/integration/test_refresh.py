@@ -328,3 +328,16 @@ def test_a_customer_is_forgotten_in_a_refreshed_data_set(current, tmp_path):
     assert "c01" not in left.rows["customer_id"] and len(left.rows) > 20
     for path in (run / "data" / "log").iterdir():
         assert "c01" not in set(pd.read_parquet(path)["customer_id"])
+
+
+def test_where_nothing_was_learned_the_state_is_that_of_the_cutoff(tmp_path):
+    late = LOG["when"] >= TEST
+    changed = LOG.assign(item=LOG["item"].where(~late, "item 77"))  # one label more than at the cutoff
+    prepare(changed, schema_with(), tmp_path / "data", profile=PROFILE)
+    options = {"network": "shipped", "output_dir": tmp_path / "run", "report_to": "none"}
+    run_mcm("start", data=tmp_path / "data", **options)
+    model, extractor = load(tmp_path / "run")
+    data = PreparedData(tmp_path / "data", "test")
+    judged, whole = (count_again(model, extractor, data, state=state)[0] for state in (False, True))
+    assert judged.model.state.mean.shape != model.model.state.mean.shape
+    torch.testing.assert_close(judged.model.state.state_dict(), whole.model.state.state_dict(), rtol=0, atol=0)
