@@ -38,6 +38,7 @@ from modeling_mcm import (
 from modeling_mcm.action_inputs_mcm import EncodedActions
 from modeling_mcm.data import EventSchema, PreparedData
 from modeling_mcm.data.collator import MCMCollator
+from modeling_mcm.data.dataset import END
 from modeling_mcm.inputs_mcm import Customers
 from modeling_mcm.live.customer import LiveHistory
 from modeling_mcm.page.histories import Histories
@@ -49,6 +50,7 @@ from modeling_mcm.pipeline_mcm import (
     PreferenceScoresPipeline,
 )
 from modeling_mcm.preparation import prepare
+from modeling_mcm.refresh import refresh
 from modeling_mcm.training.counting import describe_counts
 
 AS_OF, K = "2017-12-31", 4
@@ -106,7 +108,10 @@ numbers: {}
 equal events count once: {on_duplicate: drop, visit: visit_day}
 readable events: {visit: null}
 one kind of event: {token_type: null, target_token_types: [], tasks: [items, aisle]}
+refreshed: {visit: visit_day}
 """)
+# Of a refreshed model: what it was made of, before a day with new labels was added
+LEARNED = {"validation": "2017-11-05", "test": "2017-11-08"}
 QUESTIONS = {
     "next visit": {"tasks": None},
     "within a month": {"tasks": ["aisle"], "horizon_days": 30.0},
@@ -141,8 +146,11 @@ def shop(request, tmp_path_factory):
     profile = make_profile(log.assign(who=log["who"].map(lambda name: f"c{name}" if kind == "numbers" else name)))
     profile["who"] = sorted(log["who"].unique())
     log.to_parquet(place / "events.parquet")
+    known, is_refreshed = log, kind == "refreshed"
+    if is_refreshed:
+        known, schema = log[(log["when"] < "2017-11-12") & (log["item"] != "item 11")], schema | {"cutoffs": LEARNED}
     profile.to_parquet(place / "profile.parquet")
-    prepare(log, EventSchema.from_dict(schema), place / "data", profile=profile)
+    prepare(known, EventSchema.from_dict(schema), place / "data", profile=profile)
     extractor = PreparedData(place / "data").extractor
     config = from_data(extractor) | TINY | EXTENDED | {"scorer": True, "kind_feature": extractor.token_type_feature}
     if kind == "readable events":
@@ -154,7 +162,11 @@ def shop(request, tmp_path_factory):
     model.scorer.chance.copy_(torch.tensor([0.5, 0.9, -0.2]))
     if extractor.time:
         fill_forecaster(model)
-    save(place / "model", model, extractor)
+    folder = save(place / "model", model, extractor)
+    if is_refreshed:
+        folder = place / "of today"
+        refresh(place / "model", log.drop(known.index), folder, place / "data")
+        model, extractor = (kind.from_pretrained(folder) for kind in (type(model), type(extractor)))
     stock = pd.DataFrame({"items": extractor.vocabularies["items"][1::2]})
     stock["aisle"] = [f"aisle {number % 3}" for number in range(len(stock))]
     stock.to_parquet(place / "stock.parquet")
@@ -165,7 +177,13 @@ def shop(request, tmp_path_factory):
     ages = {str(row["who"]): {"age": row["age"]} for row in profile.to_dict("records")}
     histories = {str(name): rows for name, rows in log.groupby("who") if str(name) not in ("c98", "99")}
     parts = {"place": place, "log": log, "extractor": extractor, "model": model, "stock": stock, "kind": kind}
-    return Shop(**parts, actions=actions, folder=place / "model", ages=ages, histories=histories)
+    return Shop(
+        **parts,
+        actions=actions,
+        folder=place / "of today" if is_refreshed else place / "model",
+        ages=ages,
+        histories=histories,
+    )
 
 
 def with_head(shop, question):
@@ -402,8 +420,8 @@ def ask_service(shop, question):
 
 
 def ask_page(shop, question):
-    if shop.extractor.order or "prediction" in question or "offers" in question:
-        return None  # which shows logs with times, and a head beside the scores
+    if shop.kind == "refreshed" or shop.extractor.order or "prediction" in question or "offers" in question:
+        return None  # which shows logs with times as of a cutoff, and a head beside the scores
     files = (str(shop.place / name) for name in ("data", "events.parquet", "profile.parquet"))
     shop.model.config.counted = describe_counts(PreparedData(shop.place / "data", "test"))  # it has these counts
     page = Histories(shop.model, shop.extractor, *files)
@@ -415,6 +433,8 @@ def ask_evaluation(shop, question):
     if shop.extractor.order or "offers" in question:
         return None  # each customer's last visit is left out there, and offers are read otherwise
     data = PreparedData(shop.place / "data")
+    if shop.kind == "refreshed":
+        data = PreparedData(shop.place / "of today" / "data", END)
     collator = MCMCollator(
         shop.extractor, shop.model.config, "evaluate", cutoff="test", as_of=pd.Timestamp(AS_OF).timestamp()
     )
