@@ -136,15 +136,17 @@ class CustomerState(Exact):
 
     @torch.no_grad()
     def find_directions(self, z: Tensor) -> None:
-        """Sets the other rows of D to principal directions of the z `(R, numbers)` of a sample of times, in which each
-        of the `blocks` has the same weight. A component of variance v, in means of all of them, is scaled by
-        v / (v + 1): what many numbers say together stays, and what few say is mostly noise. The components are
-        rotated at random, because a model that standardises its inputs would undo that scale."""
+        """Sets the other rows of D to principal directions of the z `(R, numbers)` of a sample of times, which are
+        overwritten, as they may be many. In the directions each of the `blocks` has the same weight. A component of
+        variance v, in means of all of them, is scaled by v / (v + 1): what many numbers say together stays, and what
+        few say is mostly noise. The components are rotated at random, because a model that standardises its inputs
+        would undo that scale."""
         scale = torch.cat([torch.full((size,), size**-0.5) for size in self.blocks])
         rows = self.directions[self.components :]
         number = min(len(rows), len(z), len(scale))
         if number:
-            _, sizes, directions = torch.pca_lowrank(z[:, : len(scale)] * scale, number, niter=POWER_ITERATIONS)
+            z = z[:, : len(scale)].mul_(scale)
+            _, sizes, directions = torch.svd_lowrank(z.sub_(z.mean(0)), number, niter=POWER_ITERATIONS)
             variances = sizes**2 / len(z)
             mean = variances.mean().clamp(min=1e-12)
             shrunk = directions * (variances / (variances + mean) / mean.sqrt())

@@ -29,7 +29,8 @@ from modeling_mcm.scorer_mcm import LabelScorer
 
 from .forecaster.describe import describe_shop
 from .labels import categorical_features, fill_label_values, find_usual_values, popularity
-from .scorer.counts import count_labels
+from .memory import return_freed_memory
+from .scorer.counts import ShopNumbers, count_labels
 from .scorer.shipped import SHIPPED, load_network
 from .state import fit_state
 
@@ -85,11 +86,13 @@ def count_again(
     copy_weights(model, result)
     start_new_values(result, data)
     if getattr(result, "scorer", None) is not None:
-        labels = count_labels(data, config, np.zeros(len(data.rows), np.int64))  # all in one fold
-        for table, counts in zip(cast(LabelScorer, result.scorer).tables, labels, strict=True):
-            table.load_state_dict(counts.make_tables().state_dict())
+        scorer, shops = cast(LabelScorer, result.scorer), list[ShopNumbers]()
+        for counts in count_labels(data, config, np.zeros(len(data.rows), np.int64)):  # all in one fold
+            scorer.tables[len(shops)].load_state_dict(counts.make_tables().state_dict())
+            shops.append(counts.shop)
         if config.learned == SHIPPED:
-            load_network(cast(LabelScorer, result.scorer), [counts.shop for counts in labels])
+            load_network(scorer, shops)
+    return_freed_memory()
     has_state = result.base_model.state is not None
     if has_state:  # one of other sizes, as where nothing was learned, means nothing here
         state |= result.base_model.state.mean.shape != model.base_model.state.mean.shape

@@ -37,6 +37,7 @@ from .counting import count_again, describe_counts
 from .encoder.recipe import Recipe, make_config, recipe_for
 from .encoder.trainer import MCMTrainer
 from .labels import categorical_features, fill_label_values, popularity
+from .memory import return_freed_memory
 from .options import AUTO, NONE, SHIPPED_NETWORK, ModelOptions, PretrainingArguments
 from .resuming import (
     PRETRAINING,
@@ -213,10 +214,13 @@ def fit_counts(model: MCMForMultiTaskRecommendation, data: PreparedData, seed: i
     config, scorer, device = model.config, cast(LabelScorer, model.scorer), model.device
     generator, log = torch.Generator().manual_seed(seed), count_log(data, config, seed)
     examples = draw_examples(data, seed, bool(config.num_hidden_layers))
+    return_freed_memory()
     training = compute_features(log, examples.training, generator, device)
+    return_freed_memory()
     for table, counts in zip(scorer.tables, log.counts, strict=True):
         table.load_state_dict(counts.make_tables().state_dict())
     validation = compute_features(log, examples.validation, generator, device, scorer)
+    return_freed_memory()
     ndcg = fit_network(scorer.of_counts, training, validation, seed, device, log.without_repeats, examples.chooses)
     pairs = product(range(len(config.tasks)), range(QUESTIONS))
     calibrate(scorer, validation, pairs, examples.questions, device)
@@ -263,12 +267,15 @@ def _train(
     config, evaluates, seconds = model.config, training.eval_strategy != "no" and not is_shipped, 0.0
     counted = None if is_shipped or model.scorer is None else fit_counts(model, data, training.seed)
     measure = partial(measure_loss, data, training.per_device_eval_batch_size)
-    if counted is not None and counted.examples.validation is not None:
+    if config.num_hidden_layers and counted is not None and counted.examples.validation is not None:
         cases = counted.examples.validation
         measure = partial(measure_encoder, log=counted.log, examples=cases, scored=counted.scored)
     if evaluates:
         cases_at(data, "validation")  # which raises where there is none
     train_rows = read_rows(data, config, counted.examples.ends if counted else None)
+    if not config.num_hidden_layers:
+        counted = None  # which an encoder alone goes on with, and which is large
+    return_freed_memory()
     if checkpoint is None and config.label_features:
         for task, decided in fill_label_values(model, data.rows).items():
             logger.info(f"A label of {task} determines: {', '.join(decided) or 'no other feature'}.")
@@ -302,6 +309,7 @@ def _train(
             logger.info(f"{METRIC} on validation, {method}: {words}")
         for warning in baseline_warnings(results, METRIC):
             logger.warning(warning)
+    return_freed_memory()
     # What was judged was learned until the validation cutoff; what is used counts the log to its end
     model.config.learned = {**SHIPPED} if is_shipped else describe_counts(data)
     if training.should_save:

@@ -134,8 +134,9 @@ def fit_state(
     state.std.copy_(flat.std(0, correction=0))
     state.longest_silence.fill_(math.expm1(flat[:, state.num_few - len(GAPS)].max().item()))
     find_components(state, csr_array(vstack(last)))
-    z = state.standardised(counts)
+    for part in flat.split(AT_ONCE**2):  # in place: there may be many
+        part.copy_(state.standardised(part))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        state.find_directions(z.flatten(0, 1))
+        state.find_directions(flat)
     state.to(device)

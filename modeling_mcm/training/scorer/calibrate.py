@@ -15,7 +15,7 @@ from modeling_mcm.scorer_mcm import LabelColumns, LabelScorer
 from modeling_mcm.training.descent import minimize
 
 from .features import CandidateTable
-from .fit import SEARCH, sum_by_group
+from .fit import SEARCH, score_candidates, sum_by_group
 
 CASES_AT_ONCE = 64  # whose shares of all labels are in memory
 
@@ -55,7 +55,8 @@ def calibrate(
     comes = torch.stack([table.num_targets for table in validation]).sum(0) > 0  # (E, Q): a target in some task
     for task, question in pairs:
         table = validation[task]
-        values, outside = score_candidates(scorer, task, question, table, device)
+        values = score_candidates(scorer.get_network(task, question), task, table)[:, question]  # (N,)
+        outside = measure_others(scorer, task, table, device)
         log_p = fit_temperature(scorer, task, question, table, values, outside)  # (N,)
         if question in questions:
             is_known = comes[table.example, question]  # (N,): the customer comes
@@ -63,18 +64,14 @@ def calibrate(
 
 
 @torch.no_grad()
-def score_candidates(
-    scorer: LabelScorer, task: int, question: int, table: CandidateTable, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Scores of the candidates `(N,)`, and by case the log of the sum of the shares of the labels that are none,
-    `(E,)`."""
+def measure_others(scorer: LabelScorer, task: int, table: CandidateTable, device: torch.device) -> Tensor:
+    """Log of the sum of the shares of the labels that are no candidates, by case `(E,)`."""
     columns, parts = LabelColumns.read([scorer.get_tables(task)]), []
-    values = scorer.get_network(task, question)(task, table.features)[:, question]
     for cases in torch.arange(len(table.num_unseen), device=device).split(CASES_AT_ONCE):
         chosen = torch.isin(table.example, cases)
         cell = columns.find_cells(table.example[chosen] - cases[0], table.label[chosen])
         parts.append(columns.other_shares(cell, len(cases)).logsumexp(1))  # of (cases, V)
-    return values, torch.cat(parts)
+    return torch.cat(parts)
 
 
 def fit_temperature(
@@ -86,7 +83,7 @@ def fit_temperature(
     outside: Tensor,
 ) -> Tensor:
     """Fits t of a task and question by the cross-entropy of the targets, each case weighing the same, and gives the
-    log-probabilities of the candidates `(N,)`, from what [`score_candidates`] gives."""
+    log-probabilities of the candidates `(N,)`, from their scores `(N,)` and what [`measure_others`] gives."""
     example, numbers = table.example, table.num_targets[:, question].float()  # (N,), (E,)
     comes, zeros = table.is_target[:, question].float(), torch.zeros_like(numbers)
     has_target = numbers > 0

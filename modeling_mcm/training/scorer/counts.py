@@ -9,7 +9,7 @@ Shapes: C customers, G folds, P ends of parts of the training period (its start 
 frequent labels whose matrices are inverted, K stored neighbours of a label.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -110,6 +110,7 @@ class LabelCounts:
         period = self.count_parts(visits.day).clip(max=PERIODS - 1) + 1  # (visits,), from 1
         self.counts, self.visits = count_periods(visits, folds[visits.customer], period, size)
         self.attributes, self.grams = number_attributes(values, size), list[Tensor]()
+        self.made: dict[int | None, LabelTables] = {}
         if size <= MOST_DENSE:
             rates = compute_rates(visits, size)  # (C, V)
             self.grams = [multiply_labels(rates[folds == fold]) for fold in range(FOLDS)]
@@ -166,6 +167,8 @@ class LabelCounts:
 
     def make_tables(self, without: int | None = None) -> LabelTables:
         """Makes the tables of all folds, or of all but one, on the CPU."""
+        if without in self.made:
+            return self.made[without]
         folds = [fold for fold in range(FOLDS) if fold != without]
         tables = LabelTables(self.size, self.no_targets)
         counts, visits = (values[-1] for values in self.read_parts(without))  # (5, V), ()
@@ -179,10 +182,19 @@ class LabelCounts:
         store_pairs(tables, 0, both, (occurrences + 1) ** SHRINKAGE)
         store_pairs(tables, 1, forwards, occurrences + 1)
         if self.grams:
-            sets, rates = torch.stack([self.grams[fold] for fold in folds]).sum(0)  # each (W, W)
+            sets, rates = torch.zeros_like(self.grams[0])  # each (W, W)
+            for fold in folds:
+                sets += self.grams[fold][0]
+                rates += self.grams[fold][1]
             store_matrix(tables, 2, regress_labels(sets))
             store_matrix(tables, 3, smooth_rates(rates))
         return tables
+
+    def make_all_tables(self) -> "LabelCounts":
+        """Makes the tables of all folds and of all but each, and drops what they are made of, which is larger."""
+        self.made = {fold: self.make_tables(fold) for fold in (None, *range(FOLDS))}
+        self.transitions, self.grams = [], []
+        return self
 
 
 def measure_gaps(day: NDArray, customer: NDArray) -> tuple[float, bool]:
@@ -299,21 +311,20 @@ class CountedLog(NamedTuple):
     without_repeats: list[int]
 
 
-def count_labels(data: PreparedData, config: MCMConfig, folds: NDArray) -> list[LabelCounts]:
+def count_labels(data: PreparedData, config: MCMConfig, folds: NDArray) -> Iterator[LabelCounts]:
     """Counts the labels of each task in the training period, by folds of the customers `(C,)`."""
-    sizes, counts = dict(zip(config.features, config.vocabulary_sizes, strict=True)), []
+    sizes = dict(zip(config.features, config.vocabulary_sizes, strict=True))
     features = [name for name in categorical_features(data.extractor) if sizes[name] >= FIRST_LABEL + LEAST_VALUES]
     for (task, size), no_targets in zip(config.label_sizes.items(), config.no_targets, strict=True):
         usual = find_usual_values(data.rows, config, task, features if size > 2 * LEAST_VALUES else [])
         history = read_history(data.rows, task, kind="feature")
-        counts.append(LabelCounts(history, size, folds, [*usual.values()], no_targets))
-    return counts
+        yield LabelCounts(history, size, folds, [*usual.values()], no_targets)
 
 
 def count_log(data: PreparedData, config: MCMConfig, seed: int = 0) -> CountedLog:
     """Counts the labels of each task in the training period, by folds that the seed draws."""
     folds = np.random.default_rng(seed).integers(0, FOLDS, len(data.rows))
-    counts = count_labels(data, config, folds)
+    counts = [counts.make_all_tables() for counts in count_labels(data, config, folds)]
     collator = MCMCollator(data.extractor, config, "evaluate", cutoff="validation")
     without_repeats = [config.tasks.index(task) for task in tasks_without_repeats(data.rows, config.tasks)]
     return CountedLog(PreparedRows(data.rows), collator, folds, counts, without_repeats)

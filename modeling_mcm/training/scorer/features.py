@@ -146,7 +146,8 @@ def compute_features(
                 candidates = label_candidates(found, task, len(known), number, targets, labels, sees_horizon)
                 parts[task].append(draw_negatives(candidates, generator) if is_training else candidates)
             order.append(number)
-    return [join_parts(part, torch.cat(order).argsort()) for part in parts]
+    parts.reverse()
+    return [join_parts(parts.pop(), torch.cat(order).argsort()) for _ in log.counts]  # which frees them one by one
 
 
 def label_candidates(

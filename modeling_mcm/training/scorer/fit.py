@@ -27,6 +27,7 @@ from .features import CandidateTable
 START_STD, EPOCHS, LEARNING_RATE, WEIGHT_DECAY, EXAMPLES_OF_STEP = 0.02, 8, 3e-3, 1e-2, 32
 RANKING = 1.5  # weight of the smooth NDCG
 MOST_TARGETS, TEMPERATURE = 12, 2.0  # of the smooth NDCG
+CANDIDATES_AT_ONCE = 2**14
 FEW = 1_000  # number of examples that a network's start is fitted on
 # Gradients are small, because most candidates are unlikely: the default tolerances would end the search at once.
 SEARCH = {"max_iter": 200, "tolerance_grad": 1e-9, "tolerance_change": 1e-12}
@@ -75,7 +76,7 @@ def fit_network(
     Raises:
         ValueError: If no target of any example is among its candidates.
     """
-    initialize(network, torch.cat([table.features for table in examples]), seed)
+    initialize(network, examples, seed)
     if start is not None:
         start_from_counts(network, start, examples)
     torch.manual_seed(seed)
@@ -110,18 +111,18 @@ def fit_network(
 
 
 @torch.no_grad()
-def initialize(network: ScoreNetwork, features: Tensor, seed: int) -> None:
+def initialize(network: ScoreNetwork, examples: Sequence[CandidateTable], seed: int) -> None:
     """Sets a network to its mix of rates with small random weights in its hidden layers, and its standardisation to
-    features `(N, F)`, of which it reads the first ones."""
+    the features of examples, of which it reads the first ones."""
     generator = torch.Generator().manual_seed(seed)
     stds = {network.linear: 0.0, network.first: START_STD, network.second: START_STD, network.last: 0.0}
     for layer, std in stds.items():
         layer.weight.copy_(torch.empty(layer.weight.shape).normal_(std=std, generator=generator))  # of the CPU
         nn.init.zeros_(layer.bias)
     nn.init.zeros_(network.requires_grad_(True).task_vectors.weight)
-    read = features[:, : len(network.mean)]
-    network.mean.copy_(read.mean(0))
-    network.std.copy_(read.std(0).clamp(min=1e-3))
+    for place in range(len(network.mean)):  # one by one: together they are a copy of all examples
+        values = torch.cat([table.features[:, place] for table in examples])  # (N,)
+        network.mean[place], network.std[place] = values.mean(), values.std().clamp(min=1e-3)
 
 
 def start_from_counts(network: ScoreNetwork, counts: ScoreNetwork, examples: Sequence[CandidateTable]) -> None:
@@ -154,8 +155,14 @@ class ScoredCases(NamedTuple):
     @torch.no_grad()
     def by_counts(cls, counts: ScoreNetwork, task: int, table: CandidateTable, numbers: Tensor) -> "ScoredCases":
         """Scores the candidates of examples by a network of counts."""
-        scores = counts(task, table.features)[:, NEXT_VISIT] - table.log_kept
+        scores = score_candidates(counts, task, table)[:, NEXT_VISIT] - table.log_kept
         return cls(table.example, table.label, scores, table.is_target[:, NEXT_VISIT], numbers)
+
+
+@torch.no_grad()
+def score_candidates(network: ScoreNetwork, task: int, table: CandidateTable) -> Tensor:
+    """Scores the candidates of a task, `(N, Q)`, some at a time: all hidden layers would fill the memory."""
+    return torch.cat([network(task, part) for part in table.features.split(CANDIDATES_AT_ONCE)])
 
 
 def fit_weights(parts: Sequence[ScoredCases]) -> tuple[Tensor, float]:
@@ -251,7 +258,7 @@ def rank_cases(
     """NDCG@10 `(Q, E)` of validation cases by task; in the tasks `seen_last` labels of the history come last."""
     values = []
     for task, table in enumerate(validation):
-        scores = network(task, table.features)  # (N, Q)
+        scores = score_candidates(network, task, table)  # (N, Q)
         if task in seen_last:
             scores -= 1e4 * table.features[:, PLACES["seen"], None]
         values.append(table.compute_ndcg(scores))
