@@ -101,7 +101,7 @@ def test_directions_are_scaled_by_variance():
     scale = torch.cat([torch.full((size,), size**-0.5) for size in state.blocks])
     z = torch.zeros(4000, len(state.mean))
     z[:, :numbers] = (torch.randn(4000, 3) * stds) @ axes.T / scale
-    state.find_directions(z)
+    state.find_directions(z.clone())
     found = torch.linalg.svdvals(z @ state.directions[state.components :].T / 4000**0.5)
     variances = stds**2 / stds.square().mean()
     torch.testing.assert_close(found, variances.sqrt() * variances / (variances + 1), rtol=0.05, atol=0.0)

@@ -1,0 +1,88 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""What the commands cost on a log: seconds, and the memory of their largest process.
+
+    python benchmarks/costs.py --log complete_journey --output docs/costs.md
+
+Each command runs as a user runs it, with the threads of the environment (`OMP_NUM_THREADS`).
+"""
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from logs import LOGS, prepared
+from modeling_mcm.commands.arguments import command
+from modeling_mcm.data import PreparedData
+from modeling_mcm.option import option
+
+PAGE = """# What the commands cost
+
+Complete Journey is {customers:,} customers with {events:,} events, five tasks. {threads} thread(s) of a {machine} at
+commit {commit}, by `benchmarks/costs.py`. Memory is that of the largest process, half a gigabyte of which is PyTorch.
+
+{table}
+"""
+
+
+def list_commands(data: PreparedData, runs: Path) -> Iterator[tuple[str, list[str]]]:
+    """The commands by name."""
+    folder, raw = str(data.folder), data.folder.with_name("raw")
+    start, shipped, encoder = (str(runs / name) for name in ("start", "shipped", "encoder"))
+    files = ["--events", f"{raw / 'events.parquet'}", "--profile", f"{raw / 'profile.parquet'}"]
+    yield "prepare", ["prepare", "--demo", data.schema.name, "--output_dir", str(runs / "prepared")]
+    yield "start", ["start", "--data", folder, "--output_dir", start]
+    yield "start --network shipped", ["start", "--data", folder, "--output_dir", shipped, "--network", "shipped"]
+    words = ["--config", "configuration/mcm-tiny", "--num_train_epochs", "1", "--dataloader_num_workers", "1"]
+    yield "pretrain, one epoch of mcm-tiny", ["pretrain", "--data", folder, "--output_dir", encoder, *words]
+    yield "evaluate", ["evaluate", "--data", folder, "--model", start]
+    yield "predict", ["predict", "--model", start, *files, "--output_dir", str(runs / "predictions")]
+
+
+def measure(words: list[str]) -> dict[str, float]:
+    """Runs a command. `wait4` tells of this child alone."""
+    begun = time.monotonic()
+    child = subprocess.Popen([sys.executable, "-m", "modeling_mcm.commands.main", *words])
+    status, usage = os.wait4(child.pid, 0)[1:]
+    if status:
+        raise subprocess.CalledProcessError(status, words)
+    cpu = usage.ru_utime + usage.ru_stime
+    return {"seconds": time.monotonic() - begun, "CPU seconds": cpu, "memory, GB": usage.ru_maxrss * 1024 / 1e9}
+
+
+@dataclass
+class CostOptions:
+    """Which log the commands run on."""
+
+    log: str = option("Log of `benchmarks/logs.py`.", "complete_journey")
+    data: str = option("Folder of the logs.", "data")
+    runs: str = option("Folder of the runs, which is emptied.", "runs/costs")
+    output: str = option("File of the page.", "docs/costs.md")
+
+
+@command(__doc__, CostOptions)
+def main(options: CostOptions) -> None:
+    """Runs the commands, and writes the page."""
+    data, runs = prepared(LOGS[options.log], options.data), Path(options.runs)
+    shutil.rmtree(runs, ignore_errors=True)
+    rows = {f"`mcm {name}`": measure(words) for name, words in list_commands(data, runs)}
+    table = pd.DataFrame(rows).T.round({"memory, GB": 2}).astype({"seconds": int, "CPU seconds": int}).to_markdown()
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True).stdout
+    facts = {"customers": data.manifest.counts["customers"], "events": data.manifest.counts["events"]}
+    facts |= {"threads": os.environ.get("OMP_NUM_THREADS", os.cpu_count()), "machine": platform.machine()}
+    page = PAGE.format(
+        **facts, commit=commit.strip(), table=table.astype({"seconds": int, "CPU seconds": int}).to_markdown()
+    )
+    Path(options.output).write_text(page)
+
+
+if __name__ == "__main__":
+    main()
