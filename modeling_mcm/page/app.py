@@ -46,12 +46,13 @@ CSS = """
 .gradio-container > main { padding: 8px !important; }
 h1 { font-size: 1.2rem !important; margin: 0 !important; }
 #timeline, #visits, #list, #forecast, #moves { contain: inline-size; overflow: hidden; padding: 0; }
+#monday { contain: inline-size; }
 #monday label { padding: 2px 8px; white-space: nowrap; }
 .wide { overflow: auto; max-height: 75vh; font-size: 13px; }
 .wide table { margin: 0; border: 0; border-collapse: separate; border-spacing: 0; }
-.wide :is(th, td) { padding: 0 6px; border-width: 0 0 1px; text-align: left; white-space: nowrap; }
+.wide th, .wide td { padding: 0 6px; border-width: 0 0 1px; text-align: left; white-space: nowrap; }
 .wide th { position: sticky; top: 0; z-index: 1; white-space: normal; vertical-align: bottom; line-height: 1.2; }
-.wide :is(th, td:first-child) { background: var(--background-fill-primary); }
+.wide th, .wide td:first-child { background: var(--background-fill-primary); }
 .wide td:first-child { position: sticky; left: 0; }
 .wide .number { text-align: right; }
 .wide button { padding: 0; background: none; font: inherit; text-align: left; text-decoration: underline; }
@@ -119,7 +120,7 @@ class PageComponents(PageContent):
             name = self.main.replace("_", " ")
             words = _field("words", f"Likely {name}, or group" if self.tasks else "Group", scale=2, min_width=200)
             column = gr.Dropdown(
-                [""], value="", label="Order by", elem_id="column", min_width=200, allow_custom_value=True
+                [""], value="", label="Order by", elem_id="column", scale=2, min_width=120, allow_custom_value=True
             )
             # an empty gr.Number is 0
             least, most, budget = (
@@ -139,7 +140,7 @@ class PageComponents(PageContent):
         chosen = [question.input, column.input, falls.input]
         outputs = [*self.filters, *self.parts]
         _on([*chosen, *typed], self.show_list, self.filters, outputs, trigger_mode="always_last")
-        _on([self.timer.tick], self.fill, self.filters, [*outputs, self.timer])
+        _on([self.timer.tick], self.fill, self.filters, [*outputs, self.timer], show_progress="hidden")
         return listed
 
     def show_list(
@@ -225,10 +226,15 @@ class PageComponents(PageContent):
             with gr.Column(min_width=300):
                 task = gr.Dropdown(self.tasks, value=self.main, label="What if this happens now?", elem_id="task")
                 label = _field("label", "Which")
-                suggested = gr.HTML(_suggestions("label", self.list_labels(self.main)), visible="hidden")
+                suggested = gr.HTML(_suggestions("label", self.histories.list_labels(self.main)), visible="hidden")
                 add = gr.Button("Show what moves", variant="primary", elem_id="add")
             moves = gr.HTML(elem_id="moves")
-        _on([task.change], lambda name: ["", _suggestions("label", self.list_labels(name))], task, [label, suggested])
+        _on(
+            [task.change],
+            lambda name: ["", _suggestions("label", self.histories.list_labels(name))],
+            task,
+            [label, suggested],
+        )
         _on([add.click, label.submit], self.show_moves, [who, task, label], moves)
         return moves
 
@@ -299,7 +305,7 @@ def build_page(histories: Histories) -> gr.Blocks:
         )
         page = PageComponents(histories)
         _on([blocks.load], page.start, None, page.opened)
-        _on([blocks.load], page.fill, page.filters, [*page.filters, *page.parts, page.timer])
+        _on([blocks.load], page.fill, page.filters, [*page.filters, *page.parts, page.timer], show_progress="hidden")
         blocks.load(None, js=SUGGEST, api_visibility="private")
     return blocks
 

@@ -138,7 +138,8 @@ class Histories:
         self.cutoff = to_iso(self.as_of)
         # Labels that are numbers to people say little: their tasks come last.
         self.tasks = sorted(extractor.tasks, key=lambda task: self._variety(task) == 1)
-        self.main_task, self.has_labels = max(self.tasks, key=self._variety), extractor.schema.has_labels
+        self.main_task = max(self.tasks, key=self._variety)
+        self.has_labels = extractor.schema.has_labels and len(self.list_labels(self.main_task)) > 1
         self.log = self._read(events, "event", [extractor.customer, extractor.time], extractor.schema.event_columns)
         self._who = np.array(to_ids(self.log[extractor.customer]), object)
         self._rows = pd.Series(self._who).groupby(self._who).indices
@@ -167,6 +168,12 @@ class Histories:
         """Labels of a task; those that are numbers to people count little."""
         values = self.extractor.vocabularies[task]
         return len(values) if not all(value.isdigit() for value in values[:20]) else 1
+
+    def list_labels(self, task: str) -> list[str]:
+        """Lists the labels of a task that an event can have."""
+        extractor = self.extractor
+        own = extractor.schema.reserved_token_types if task == extractor.token_type_feature else []
+        return [label for label in extractor.vocabularies[task] if label not in own]
 
     def _read(self, path: str, what: str, needed: list[str], known: Collection[str]) -> pd.DataFrame:
         """The known columns of a Parquet or CSV file, without rows that lack one of the `needed` columns."""

@@ -155,24 +155,18 @@ class PageContent:
         names = {f"{name}_{day}d": f"{word} in {day} days" for day in self.days for name, word in words.items()}
         return names | {DAYS_TO_VISIT: "days to next visit"}
 
-    def list_labels(self, task: str) -> list[str]:
-        """Lists the labels of a task that an event can have."""
-        extractor = self.histories.extractor
-        own = extractor.schema.reserved_token_types if task == extractor.token_type_feature else []
-        return [label for label in extractor.vocabularies[task] if label not in own]
-
     def list_words(self) -> list[str]:
         """Labels and groups by which the list is narrowed."""
         groups = self._list_groups(len(self.customers))
         return [
             *pd.unique(groups.to_numpy().ravel()),
-            *(self.list_labels(self.histories.main_task) if self.tasks else []),
+            *(self.histories.list_labels(self.histories.main_task) if self.tasks else []),
         ]
 
     def find_labels(self, task: str, text: str) -> list[str]:
         """The label that a text is, whatever its capitals, or all with its words. Raises `ValueError` if there is
         none."""
-        labels, words = self.list_labels(task), text.lower().split()
+        labels, words = self.histories.list_labels(task), text.lower().split()
         same = [label for label in labels if label.lower() == text.strip().lower()]
         found = same or [label for label in labels if all(word in label.lower() for word in words)]
         if not found:
