@@ -35,7 +35,7 @@ THIRDS = ["lowest third", "middle third", "highest third"]
 BUYING = ("purchase", "buy", "order", "sale", "transaction")  # in token types that are purchases
 FORMULA = r"^(?=[=+\-@\t\r])"  # begins what a program of spreadsheets would compute
 EVERYONE, COMES, LEAVES, CHANGES, MISSES, SENDS, GROUPS, TOTALS = QUESTIONS = (
-    "All customers",
+    "Everyone",
     "Who will come this week?",
     "Who is slipping away?",
     "What changed since last week?",
