@@ -110,36 +110,51 @@ class PageComponents(PageContent):
         self.opened = [who, box, everyone]
         _on([another.click], lambda: self.open(random.choice(self.histories.ids)), None, self.opened)
         _on([box.submit], self.open, box, self.opened)
-        _on([listed.click], self.click, self.filters, [*self.opened, *self.filters, *self.parts])
+        _on(
+            [listed.click],
+            self.click,
+            self.filters,
+            [*self.opened, *self.filters, *self.parts],
+            show_progress_on=listed,
+        )
 
     # ------------------------------------------------------------------------------------------------- all customers
 
     def _draw_list(self) -> gr.HTML:
+        first, scored = self.answer(Filters()), len(self.customers)
+        number, table, file = self._describe(first.table, scored)
         question = gr.Radio(self.questions, value=EVERYONE, show_label=False, elem_id="monday", container=False)
         with gr.Row():
             name = self.main.replace("_", " ")
             words = _field("words", f"Likely {name}, or group" if self.tasks else "Group", scale=2, min_width=200)
             column = gr.Dropdown(
-                [""], value="", label="Order by", elem_id="column", scale=2, min_width=120, allow_custom_value=True
+                [*first.table.columns], value=first.column, label="Order by", elem_id="column", scale=2, min_width=120
             )
             # an empty gr.Number is 0
             least, most, budget = (
                 _field(name.split()[-1], name, min_width=60) for name in ("At least", "At most", "How many")
             )
-            falls = gr.Checkbox(False, label="Largest first", elem_id="falls", min_width=80)
+            falls = gr.Checkbox(first.falls, label="Largest first", elem_id="falls", min_width=80)
         with gr.Row():
-            number = gr.Markdown(elem_id="number")
-            export = gr.DownloadButton("Export as CSV", elem_id="export", size="sm", scale=0)
-        listed = gr.HTML(elem_id="list", js_on_load=CLICKS)
+            count = gr.Markdown(number, elem_id="number")
+            export = gr.DownloadButton("Export as CSV", file, elem_id="export", size="sm", scale=0)
+        listed = gr.HTML(table, elem_id="list", js_on_load=CLICKS)
         # Of each browser: for what question and words the list is, and how many customers were scored then
-        shown = gr.State((EVERYONE, "", -1))
+        shown = gr.State((EVERYONE, "", scored))
         self.filters, self.timer = [question, words, column, least, most, falls, budget, shown], gr.Timer(2)
-        self.parts = [number, listed, export]
+        self.parts = [count, listed, export]
 
         typed = [event for field in (words, least, most, budget) for event in (field.submit, field.blur)]
         chosen = [question.input, column.input, falls.input]
         outputs = [*self.filters, *self.parts]
-        _on([*chosen, *typed], self.show_list, self.filters, outputs, trigger_mode="always_last")
+        _on(
+            [*chosen, *typed],
+            self.show_list,
+            self.filters,
+            outputs,
+            trigger_mode="always_last",
+            show_progress_on=listed,
+        )
         _on([self.timer.tick], self.fill, self.filters, [*outputs, self.timer], show_progress="hidden")
         return listed
 
@@ -154,18 +169,20 @@ class PageComponents(PageContent):
         budget: str,
         shown: tuple[str, str, int],
     ) -> list:
-        """Shows the rows that the filters let through; of another question, or for other words, in their own order."""
+        """Shows the rows that the filters let through; of another question, or for other words, in their own order.
+        Fields that stay as they are get no value: somebody may be writing there."""
+        fields: list = [gr.skip()] * len(self.filters)
         if question != shown[0]:
-            least = most = ""
+            fields[3] = fields[4] = least = most = ""
         column = column if (question, words) == shown[:2] else ""
         number = read_number(budget, "How many")
         limits = read_number(least, "At least"), read_number(most, "At most")
         scored = len(self.histories.scored)
         asked = Filters(question, words, column, *limits, falls, None if number is None else max(0, int(number)))
         found = self.answer(asked)
-        choice = gr.Dropdown([*found.table.columns], value=found.column)
-        filters = [question, words, choice, least, most, found.falls, budget, (question, words, scored)]
-        return [*filters, *self._describe(found.table, scored)]
+        fields[2] = gr.Dropdown([*found.table.columns], value=found.column)
+        fields[5], fields[7] = found.falls, (question, words, scored)
+        return [*fields, *self._describe(found.table, scored)]
 
     def fill(self, *filters: Any) -> list:
         """Shows the customers who were scored since, or why no more will be."""
@@ -258,16 +275,19 @@ class PageComponents(PageContent):
         the same one again the other way round."""
         clicked: dict[str, str] = event._data or {}
         name, (question, words, column, least, most, falls, *others) = clicked.get("open", ""), filters
-        unchanged, shown = [gr.skip()] * len(self.opened), others[-1]
+        fields = [gr.skip()] * (len(self.filters) + len(self.parts))
         if "sort" in clicked:
             falls = not falls if clicked["sort"] == column else clicked["sort"] != "customer"
-            return [*unchanged, *self.show_list(question, words, clicked["sort"], least, most, falls, *others)]
-        if question == GROUPS:
-            return [*unchanged, *self.show_list(EVERYONE, name, "", "", "", falls, *others)]
-        if question == TOTALS:
-            asked = (EVERYONE, words, shown[-1])
-            return [*unchanged, *self.show_list(EVERYONE, words, f"mean {name}", "", "", True, others[0], asked)]
-        return [*self.open(name), *[gr.skip()] * (len(self.filters) + len(self.parts))]
+            fields = self.show_list(question, words, clicked["sort"], least, most, falls, *others)
+        elif question == GROUPS:
+            fields = [EVERYONE, name, *self.show_list(EVERYONE, name, "", "", "", falls, *others)[2:]]
+        elif question == TOTALS:
+            asked = (EVERYONE, words, others[-1][-1])
+            shown = self.show_list(EVERYONE, words, f"mean {name}", "", "", True, others[0], asked)
+            fields = [EVERYONE, shown[1], shown[2], "", "", *shown[5:]]
+        else:
+            return [*self.open(name), *fields]
+        return [*[gr.skip()] * len(self.opened), *fields]
 
     def show(self, who: str) -> list:
         """Shows a customer, and why the likeliest label of the main task is expected."""

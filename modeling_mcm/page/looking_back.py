@@ -63,11 +63,14 @@ class Visits:
         return came.where(likely.index.isin(following.index))
 
 
-def list_rhythms(table: pd.DataFrame, visits: Visits, task: str, ids: dict[str, int], time: float) -> pd.DataFrame:
-    """Lists of `SINCE` and `GAP` beside the likely labels of a table, and of `CAME` what came from the time on."""
+def list_rhythms(
+    table: pd.DataFrame, visits: Visits, task: str, ids: dict[str, int], time: float, came: bool = False
+) -> pd.DataFrame:
+    """Lists of `SINCE` and `GAP` beside the likely labels of a table, and of `CAME` from the time on, if asked for."""
     likely = table[task].explode().map(ids)
     found = visits.find_rhythms(likely, time)
-    found[CAME] = visits.find_came(likely, time)
+    if came:
+        found[CAME] = visits.find_came(likely, time)
     return found.groupby(level=0).agg(list).add_prefix(task)
 
 
@@ -85,7 +88,7 @@ def look_back(
     table = told[names].add_suffix(f"_{days:g}d_ago").join(came.astype(float)).loc[is_known].reindex(told.index)
     if task:
         lists = told[[task, *(name for name in [task + CHANCES] if name in told)]]
-        table = table.join(lists.join(list_rhythms(told, visits, task, ids, start)).add_prefix(PAST))
+        table = table.join(lists.join(list_rhythms(told, visits, task, ids, start, True)).add_prefix(PAST))
     return table
 
 
