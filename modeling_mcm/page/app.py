@@ -271,8 +271,8 @@ class PageComponents(PageContent):
         return [self.customers["customer"].iloc[0], "", gr.Accordion(open=True)]
 
     def click(self, event: gr.EventData, *filters: Any) -> list:
-        """Opens a customer, the customers of a group, or those of a total, the highest first; or sorts by a column: by
-        the same one again the other way round."""
+        """Opens a customer, the customers of a group, or all by the quantity of a total; or sorts by a column, by the
+        same one again the other way round."""
         clicked: dict[str, str] = event._data or {}
         name, (question, words, column, least, most, falls, *others) = clicked.get("open", ""), filters
         fields = [gr.skip()] * (len(self.filters) + len(self.parts))
@@ -283,7 +283,8 @@ class PageComponents(PageContent):
             fields = [EVERYONE, name, *self.show_list(EVERYONE, name, "", "", "", falls, *others)[2:]]
         elif question == TOTALS:
             asked = (EVERYONE, words, others[-1][-1])
-            shown = self.show_list(EVERYONE, words, f"mean {name}", "", "", True, others[0], asked)
+            by = f"mean {name.rpartition(' in ')[0]} in {self._month} days"
+            shown = self.show_list(EVERYONE, words, by, "", "", True, others[0], asked)
             fields = [EVERYONE, shown[1], shown[2], "", "", *shown[5:]]
         else:
             return [*self.open(name), *fields]
