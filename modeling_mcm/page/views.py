@@ -310,7 +310,8 @@ class PageContent:
         """The customers who have one of some likely labels, with the one that is highest in a column."""
         best = likely[likely.index.isin(table.index)].sort_values(column, ascending=False, kind="stable")
         best = best[~best.index.duplicated()].rename(columns={"label": name})
-        return Answer(_insert(table[table.index.isin(best.index)].drop(columns=best, errors="ignore"), best), column)
+        others = table[table.index.isin(best.index)].drop(columns=[*best, "which"], errors="ignore")
+        return Answer(_insert(others, best), column)
 
     def _find_slipping(self, table: pd.DataFrame) -> Answer:
         """Customers who came less often in the last month than all that their own forecast of a month ago held likely
