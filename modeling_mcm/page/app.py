@@ -9,6 +9,7 @@ The page loads nothing from other machines. `?customer=17` in its address opens 
 # Gradio reads the annotations of functions below while they are defined: they must not become texts.
 import atexit
 import functools
+import hashlib
 import os
 import random
 import shutil
@@ -19,13 +20,21 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import pyarrow as pa
-import pyarrow.csv
 
 from modeling_mcm.extras import needs
 
-from .histories import LIKELIEST, Histories
-from .views import COLOURS, QUESTIONS, THIRDS, PageContent, make_safe, read_number, write_table
+from .histories import Histories
+from .views import (
+    COLOURS,
+    EVERYONE,
+    GROUPS,
+    TOTALS,
+    Filters,
+    PageContent,
+    make_safe,
+    read_number,
+    write_table,
+)
 
 with needs("app"):
     import gradio as gr
@@ -33,20 +42,28 @@ with needs("app"):
 
 LISTED = 100  # customers that the browser gets: of 500 a table takes twice as long; the file has all
 CSS = """
-.gradio-container { max-width: 1240px !important; margin: 0 auto !important; }
-#timeline, #visits, #list, #map, #forecast, #moves { contain: inline-size; overflow: hidden; }
-.wide { overflow: auto; max-height: 420px; }
-.wide th, .wide td { padding: 4px 10px; text-align: left; }
-.wide th { position: sticky; top: 0; background: var(--background-fill-primary); }
-.wide button { text-decoration: underline; }
-[role=tab] { color: var(--body-text-color) !important; }
+.gradio-container { max-width: 1440px !important; margin: 0 auto !important; }
+.gradio-container > main { padding: 8px !important; }
+h1 { font-size: 1.2rem !important; margin: 0 !important; }
+#timeline, #visits, #list, #forecast, #moves { contain: inline-size; overflow: hidden; padding: 0; }
+#monday { contain: inline-size; }
+#monday label { padding: 2px 8px; white-space: nowrap; }
+.wide { overflow: auto; max-height: 75vh; font-size: 13px; }
+.wide table { margin: 0; border: 0; border-collapse: separate; border-spacing: 0; }
+.wide th, .wide td { padding: 0 6px; border-width: 0 0 1px; text-align: left; white-space: nowrap; }
+.wide th { position: sticky; top: 0; z-index: 1; white-space: normal; vertical-align: bottom; line-height: 1.2; }
+.wide th, .wide td:first-child { background: var(--background-fill-primary); }
+.wide td:first-child { position: sticky; left: 0; }
+.wide .number { text-align: right; }
+.wide button { padding: 0; background: none; font: inherit; text-align: left; text-decoration: underline; }
+@media (max-width: 640px) { #monday .wrap { flex-wrap: nowrap; overflow-x: auto; } }
 """
 # A click on a heading of the list sorts, and one on a customer's id opens the customer
 CLICKS = """element.addEventListener('click', ({target}) => { const part = target.closest('[data-open], [data-sort]');
 if (part) trigger('click', {...part.dataset}); })"""
 ADDRESS = """(who) => { if (who) { const url = new URL(location); url.searchParams.set('customer', who);
 history.replaceState(null, '', url); scrollTo({top: 0}); } }"""
-SUGGEST = """() => { for (const id of ['likely', 'label'])
+SUGGEST = """() => { for (const id of ['words', 'label'])
 document.querySelector(`#${id} input`).setAttribute('list', `${id}-labels`); }"""
 SCROLL = "() => document.querySelector('#why').scrollIntoView({behavior: 'smooth', block: 'start'})"
 
@@ -83,91 +100,111 @@ class PageComponents(PageContent):
 
     def __init__(self, histories: Histories):
         super().__init__(histories)
-        self.known, self.main, self.filled = set(histories.ids), histories.main_task, len(self.customers)
-        self.columns = [*self.customers.columns[:-1]]
-        folder = Path(tempfile.mkdtemp(prefix="mcm-page-"))  # nobody else may read it
-        atexit.register(shutil.rmtree, folder, ignore_errors=True)
-        os.environ["GRADIO_TEMP_DIR"] = str(folder / "gradio")  # where Gradio copies what the browser downloads
-        self.file = folder / "customers.csv"
+        self.known, self.main = set(histories.ids), histories.main_task
+        self.folder = Path(tempfile.mkdtemp(prefix="mcm-page-"))  # nobody else may read it
+        atexit.register(shutil.rmtree, self.folder, ignore_errors=True)
+        os.environ["GRADIO_TEMP_DIR"] = str(self.folder / "gradio")  # where Gradio copies what the browser downloads
         with gr.Accordion("All customers", elem_id="all") as everyone:
-            listed, *sorting = self._draw_list()
+            listed = self._draw_list()
         who, box, another = self._draw_customer()
         self.opened = [who, box, everyone]
         _on([another.click], lambda: self.open(random.choice(self.histories.ids)), None, self.opened)
         _on([box.submit], self.open, box, self.opened)
-        _on([listed.click], self.click, sorting, [*self.opened, *sorting])
+        _on(
+            [listed.click],
+            self.click,
+            self.filters,
+            [*self.opened, *self.filters, *self.parts],
+            show_progress_on=listed,
+        )
 
     # ------------------------------------------------------------------------------------------------- all customers
 
-    def _draw_list(self) -> tuple[gr.HTML, gr.Dropdown, gr.Checkbox]:
-        number, table, plot, file = self._describe(self.customers, "customer")
-        with gr.Row(elem_id="monday"):
-            questions = [gr.Button(question, size="sm", min_width=150) for question in QUESTIONS]
-            budget = _field("budget", "Budget: how many can be sent", min_width=90)
+    def _draw_list(self) -> gr.HTML:
+        first, scored = self.answer(Filters()), len(self.customers)
+        number, table, file = self._describe(first.table, scored)
+        question = gr.Radio(self.questions, value=EVERYONE, show_label=False, elem_id="monday", container=False)
         with gr.Row():
-            words = f"Likely to buy (among the {LIKELIEST} likeliest)" if self.verb == "Bought" else "Likely next"
-            likely = _field("likely", words, scale=2)
-            column = gr.Dropdown(self.columns, value="customer", label="Order and colour by", elem_id="column")
+            name = self.main.replace("_", " ")
+            words = _field("words", f"Likely {name}, or group" if self.tasks else "Group", scale=2, min_width=200)
+            column = gr.Dropdown(
+                [*first.table.columns], value=first.column, label="Order by", elem_id="column", scale=2, min_width=120
+            )
             # an empty gr.Number is 0
-            least, most = (_field(name, f"At {name}", min_width=90) for name in ("least", "most"))
-            falling = gr.Checkbox(False, label="Largest first", elem_id="falling", min_width=120)
-        parts: list[gr.components.Component] = [gr.Markdown(number, elem_id="number")]
-        with gr.Tab("Table"):
-            listed = gr.HTML(table, elem_id="list", js_on_load=CLICKS)
-        with gr.Tab("Map"):  # drawn when it is chosen, since that takes a second
-            drawn = gr.ScatterPlot(
-                **plot, x="x", y="y", color="third", color_map=THIRDS,
-                x_title=" ", y_title=" ", x_axis_labels_visible=False, tooltip=["customer", "value"], height=320,
-                elem_id="map", label="Map of the customers of the table: similar ones are close",
-            )  # fmt: skip
-            _legend(THIRDS)
-        parts += [listed, drawn, gr.DownloadButton("Export as CSV", file, elem_id="export", size="sm")]
-        self.parts, self.timer = parts, gr.Timer(2, active=self.filled < len(self.known))
+            least, most, budget = (
+                _field(name.split()[-1], name, min_width=60) for name in ("At least", "At most", "How many")
+            )
+            falls = gr.Checkbox(first.falls, label="Largest first", elem_id="falls", min_width=80)
+        with gr.Row():
+            count = gr.Markdown(number, elem_id="number")
+            export = gr.DownloadButton("Export as CSV", file, elem_id="export", size="sm", scale=0)
+        listed = gr.HTML(table, elem_id="list", js_on_load=CLICKS)
+        # Of each browser: for what question and words the list is, and how many customers were scored then
+        shown = gr.State((EVERYONE, "", scored))
+        self.filters, self.timer = [question, words, column, least, most, falls, budget, shown], gr.Timer(2)
+        self.parts = [count, listed, export]
 
-        filters = [likely, column, least, most, falling]
-        typed = [event for field in (likely, least, most) for event in (field.submit, field.blur)]
-        _on([column.change, falling.change, *typed], self.show_list, filters, parts, trigger_mode="always_last")
-        for button in questions:
-            _on([button.click], self.show_monday, [button, likely, budget], parts)
-        _on([self.timer.tick], self.fill, filters, [*parts, self.timer])
-        return listed, column, falling
+        typed = [event for field in (words, least, most, budget) for event in (field.submit, field.blur)]
+        chosen = [question.input, column.input, falls.input]
+        outputs = [*self.filters, *self.parts]
+        _on(
+            [*chosen, *typed],
+            self.show_list,
+            self.filters,
+            outputs,
+            trigger_mode="always_last",
+            show_progress_on=listed,
+        )
+        _on([self.timer.tick], self.fill, self.filters, [*outputs, self.timer], show_progress="hidden")
+        return listed
 
-    def show_list(self, label: str, column: str, least: str, most: str, is_falling: bool) -> list:
-        """Shows the customers that the filters let through."""
+    def show_list(
+        self,
+        question: str,
+        words: str,
+        column: str,
+        least: str,
+        most: str,
+        falls: bool,
+        budget: str,
+        shown: tuple[str, str, int],
+    ) -> list:
+        """Shows the rows that the filters let through; of another question, or for other words, in their own order.
+        Fields that stay as they are get no value: somebody may be writing there."""
+        fields: list = [gr.skip()] * len(self.filters)
+        if question != shown[0]:
+            fields[3] = fields[4] = least = most = ""
+        column = column if (question, words) == shown[:2] else ""
+        number = read_number(budget, "How many")
         limits = read_number(least, "At least"), read_number(most, "At most")
-        return self._list_table(self.find(label, column, *limits, is_falling), column)
+        scored = len(self.histories.scored)
+        asked = Filters(question, words, column, *limits, falls, None if number is None else max(0, int(number)))
+        found = self.answer(asked)
+        fields[2] = gr.Dropdown([*found.table.columns], value=found.column)
+        fields[5], fields[7] = found.falls, (question, words, scored)
+        return [*fields, *self._describe(found.table, scored)]
 
-    def show_monday(self, question: str, label: str, budget: str) -> list:
-        """Shows the answer to one of `QUESTIONS`."""
-        table = self.answer_question(question, label, int(read_number(budget, "Budget") or 0))
-        return self._list_table(table, "customer", f"**{question}** ")
-
-    def fill(self, *filters: Any) -> dict:
+    def fill(self, *filters: Any) -> list:
         """Shows the customers who were scored since, or why no more will be."""
-        failed, before, self.filled = self.histories.failure is not None, self.filled, len(self.customers)
-        shown = zip(self.parts, self.show_list(*filters), strict=True) if failed or self.filled > before else ()
-        return dict(shown) | {self.timer: gr.Timer(active=self.filled < len(self.known) and not failed)}
+        failed, is_new = self.histories.failure is not None, len(self.histories.scored) > filters[-1][-1]
+        parts = self.show_list(*filters) if failed or is_new else [gr.skip()] * (len(self.filters) + len(self.parts))
+        return [*parts, gr.Timer(active=len(self.histories.scored) < len(self.known) and not failed)]
 
-    def _list_table(self, table: pd.DataFrame, column: str, heading: str = "") -> list:
-        number, shown, plot, file = self._describe(table, column)
-        return [heading + number, shown, gr.ScatterPlot(**plot), file]
-
-    def _describe(self, table: pd.DataFrame, column: str) -> tuple[str, str, dict, Path]:
-        """How many rows there are, the table and the map of the first, and the file of all."""
-        first, scored, customers = table.head(LISTED), len(self.customers), len(self.known)
-        number = f"{len(table):,} {'customers' if 'customer' in table else 'groups'}"
+    def _describe(self, table: pd.DataFrame, scored: int) -> list:
+        """How many rows there are, the table of the first, and the file of all."""
+        kind, first, customers = table.columns[0], table.head(LISTED), len(self.known)
+        number = f"{len(table):,} {kind}{'s' * (len(table) != 1)}"
         if len(table) > LISTED:
             number += f", the first {LISTED} are shown; the CSV has all"
         if failure := self.histories.failure:
             number += f" (the scoring stopped after {scored:,} of {customers:,}: {escape(failure)})"
         elif scored < customers:
             number += f" ({scored:,} of {customers:,} are scored so far)"
-        plot = {}
-        if "days late" in table and len(table):
-            placed, title = self.place_on_map(first, column)
-            plot = {"value": placed, "color_title": title}
-        pyarrow.csv.write_csv(pa.Table.from_pandas(make_safe(table), preserve_index=False), self.file)
-        return number, write_table(first, first.itertuples(index=False), opens=True), plot, self.file
+        content = make_safe(table).to_csv(index=False).encode()
+        file = self.folder / hashlib.sha256(content).hexdigest() / "customers.csv"  # another browser's has other rows
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(content)
+        return [number, write_table(first, first.itertuples(index=False), opens=True), file]
 
     # --------------------------------------------------------------------------------------------------- one customer
 
@@ -176,20 +213,21 @@ class PageComponents(PageContent):
             box = _field("customer", "Customer", placeholder="Id, then Enter", scale=4)
             another = gr.Button("Another customer", scale=1, min_width=150, elem_id="another")
         who = gr.Textbox(visible="hidden", show_label=False)  # who is shown
-        gr.HTML(_suggestions("likely", self.list_labels(self.main)), visible="hidden")
+        gr.HTML(_suggestions("words", self.list_words()), visible="hidden")
         about = [gr.HTML(elem_id="answer"), gr.HTML(visible=bool(self.days), elem_id="forecast")]
         with gr.Row(elem_id="expectations"):
             radios = [
                 gr.Radio([], label=f"Next {name.replace('_', ' ')}", elem_id=f"next-{name}", min_width=300)
                 for name in self.tasks
             ]
-        why, visits, timeline = gr.HTML(elem_id="why"), gr.HTML(elem_id="visits"), gr.BarPlot(
+        why, visits = (gr.HTML(elem_id=name, visible=bool(self.tasks)) for name in ("why", "visits"))
+        timeline = gr.BarPlot(
             x="time", y="events", color="visit", color_map=COLOURS, tooltip=["points without it", "what"], height=280,
             x_title=" ", y_title="events of the visit", color_title=" ", elem_id="timeline",
             label=f"Visits; those from {self.histories.cutoff[:10]} on are hidden from MCM",
         )  # fmt: skip
-        _legend(COLOURS)
-        moves = self._draw_what_if(who)
+        _legend(COLOURS if self.tasks else dict([*COLOURS.items()][2:]))
+        moves = self._draw_what_if(who) if self.tasks else gr.HTML(visible=False)
 
         reasons = [why, visits, timeline]
         _on([who.change], self.show, who, [*about, *radios, *reasons, moves])
@@ -205,10 +243,15 @@ class PageComponents(PageContent):
             with gr.Column(min_width=300):
                 task = gr.Dropdown(self.tasks, value=self.main, label="What if this happens now?", elem_id="task")
                 label = _field("label", "Which")
-                suggested = gr.HTML(_suggestions("label", self.list_labels(self.main)), visible="hidden")
+                suggested = gr.HTML(_suggestions("label", self.histories.list_labels(self.main)), visible="hidden")
                 add = gr.Button("Show what moves", variant="primary", elem_id="add")
             moves = gr.HTML(elem_id="moves")
-        _on([task.change], lambda name: ["", _suggestions("label", self.list_labels(name))], task, [label, suggested])
+        _on(
+            [task.change],
+            lambda name: ["", _suggestions("label", self.histories.list_labels(name))],
+            task,
+            [label, suggested],
+        )
         _on([add.click, label.submit], self.show_moves, [who, task, label], moves)
         return moves
 
@@ -227,20 +270,36 @@ class PageComponents(PageContent):
             gr.Warning(escape(f"There is no customer {asked!r}: the first one is shown."))
         return [self.customers["customer"].iloc[0], "", gr.Accordion(open=True)]
 
-    def click(self, event: gr.EventData, column: str, is_falling: bool) -> list:
-        """Opens a customer, or sorts by a column: by the same one again the other way round."""
+    def click(self, event: gr.EventData, *filters: Any) -> list:
+        """Opens a customer, the customers of a group, or all by the quantity of a total; or sorts by a column, by the
+        same one again the other way round."""
         clicked: dict[str, str] = event._data or {}
-        if (name := clicked.get("sort")) in self.columns:
-            return [*[gr.skip()] * 3, name, (not is_falling) if name == column else name != "customer"]
-        return [*self.open(clicked.get("open", "")), gr.skip(), gr.skip()]
+        name, (question, words, column, least, most, falls, *others) = clicked.get("open", ""), filters
+        fields = [gr.skip()] * (len(self.filters) + len(self.parts))
+        if "sort" in clicked:
+            falls = not falls if clicked["sort"] == column else clicked["sort"] != "customer"
+            fields = self.show_list(question, words, clicked["sort"], least, most, falls, *others)
+        elif question == GROUPS:
+            fields = [EVERYONE, name, *self.show_list(EVERYONE, name, "", "", "", falls, *others)[2:]]
+        elif question == TOTALS:
+            asked = (EVERYONE, words, others[-1][-1])
+            by = f"mean {name.rpartition(' in ')[0]} in {self._month} days"
+            shown = self.show_list(EVERYONE, words, by, "", "", True, others[0], asked)
+            fields = [EVERYONE, shown[1], shown[2], "", "", *shown[5:]]
+        else:
+            return [*self.open(name), *fields]
+        return [*[gr.skip()] * len(self.opened), *fields]
 
     def show(self, who: str) -> list:
         """Shows a customer, and why the likeliest label of the main task is expected."""
+        forecast = write_table(["forecast", *(f"{day} days" for day in self.days)], self.list_forecasts(who))
+        about = [self.write_answer(who), forecast]
+        if not self.tasks:
+            return [*about, "", "", self.draw_timeline(who, {}, 0.0), ""]
         choices = self.list_expected(who)
         best = choices[self.main][0][1]
         radios = [gr.Radio(choices[name], value=best if name == self.main else None) for name in self.tasks]
-        forecast = write_table(["forecast", *(f"{day} days" for day in self.days)], self.list_forecasts(who))
-        return [self.write_answer(who), forecast, *radios, *self.explain_label(who, self.main, best), ""]
+        return [*about, *radios, *self.explain_label(who, self.main, best), ""]
 
     def ask(self, task: str, who: str, label: str) -> list:
         """Shows why a label is expected; those of the other tasks are no longer chosen."""
@@ -263,11 +322,11 @@ def build_page(histories: Histories) -> gr.Blocks:
         gr.HTML(
             f"<h1>What will customers do next, and why?</h1><p>{len(histories.ids):,} customers of "
             f"{escape(histories.extractor.name.replace('_', ' '))}. MCM knows what came before "
-            f"{histories.cutoff[:10]}; ✓ marks what came true after it. <a href='#answer'>One customer</a>, "
-            "<a href='#what-if'>what if</a></p>"
+            f"{histories.cutoff[:10]}; ✓ marks what came true after it. <a href='#answer'>One customer</a></p>"
         )
         page = PageComponents(histories)
         _on([blocks.load], page.start, None, page.opened)
+        _on([blocks.load], page.fill, page.filters, [*page.filters, *page.parts, page.timer], show_progress="hidden")
         blocks.load(None, js=SUGGEST, api_visibility="private")
     return blocks
 

@@ -39,7 +39,6 @@ from modeling_mcm.events_mcm import (
     check_columns,
     is_missing,
     read_times,
-    select_events,
     to_ids,
     to_iso,
     to_text,
@@ -48,7 +47,7 @@ from modeling_mcm.events_mcm import (
 from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
 from modeling_mcm.files_mcm import read_json, write_json
 from modeling_mcm.folders import file_digest
-from modeling_mcm.inputs_mcm import CUSTOMER
+from modeling_mcm.inputs_mcm import CUSTOMER, Customers
 from modeling_mcm.live.customer import LiveCustomer
 from modeling_mcm.live.explanations import visit_rhythm
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation, MCMPreTrainedModel
@@ -56,6 +55,8 @@ from modeling_mcm.predictor_mcm import PREDICTED
 from modeling_mcm.scoring.scorer import SCORES, BatchScorer, ScoringJob
 from modeling_mcm.training.checkpoints import checkpoint_digest
 from modeling_mcm.training.counting import count_again
+
+from .looking_back import MONTH, PAST, Visits, list_rhythms, look_back
 
 logger = logging.get_logger(__name__)
 NEXT_DAYS = 30
@@ -104,7 +105,8 @@ class Histories:
     Attributes:
         ids (`list[str]`): All customers.
         scored (`pd.DataFrame`): Those that are scored at the cutoff so far: a row each, with columns of
-            [`BatchScorer`], `RHYTHM`, `VALUE` and those of fine-tuned models.
+            [`BatchScorer`], of `looking_back`, `RHYTHM`, `VALUE` and those of fine-tuned models.
+        has_labels (`bool`): Whether the log has labels that can be ranked.
         failure (`str`, *optional*): Why the scoring stopped before all were scored.
         predictions, offers (`list[str]`): Names of the columns that the fine-tuned models predict, and of those for
             offers among them.
@@ -137,6 +139,7 @@ class Histories:
         # Labels that are numbers to people say little: their tasks come last.
         self.tasks = sorted(extractor.tasks, key=lambda task: self._variety(task) == 1)
         self.main_task = max(self.tasks, key=self._variety)
+        self.has_labels = extractor.schema.has_labels and len(self.list_labels(self.main_task)) > 1
         self.log = self._read(events, "event", [extractor.customer, extractor.time], extractor.schema.event_columns)
         self._who = np.array(to_ids(self.log[extractor.customer]), object)
         self._rows = pd.Series(self._who).groupby(self._who).indices
@@ -165,6 +168,12 @@ class Histories:
         """Labels of a task; those that are numbers to people count little."""
         values = self.extractor.vocabularies[task]
         return len(values) if not all(value.isdigit() for value in values[:20]) else 1
+
+    def list_labels(self, task: str) -> list[str]:
+        """Lists the labels of a task that an event can have."""
+        extractor = self.extractor
+        own = extractor.schema.reserved_token_types if task == extractor.token_type_feature else []
+        return [label for label in extractor.vocabularies[task] if label not in own]
 
     def _read(self, path: str, what: str, needed: list[str], known: Collection[str]) -> pd.DataFrame:
         """The known columns of a Parquet or CSV file, without rows that lack one of the `needed` columns."""
@@ -221,7 +230,7 @@ class Histories:
         """Scores all customers at the cutoff, the first ones before it returns; or reads the file of an earlier start
         where it fits."""
         path, note = Path(data) / PAGE_FILE, Path(data) / PAGE_NOTE
-        digest = checkpoint_digest(self.model, self.extractor) + file_digest(Path(data) / MANIFEST_FILE) + VALUE
+        digest = checkpoint_digest(self.model, self.extractor) + file_digest(Path(data) / MANIFEST_FILE) + VALUE + PAST
         for name, scorer in tuned.items():
             digest += name + checkpoint_digest(scorer.model, scorer.extractor)
             digest += file_digest(scorer.job.actions) if scorer.job.actions else ""
@@ -229,23 +238,18 @@ class Histories:
             if read_json(note) == {"made_of": digest, "sha256": file_digest(path)}:
                 self.scored = pd.read_parquet(path)
                 return
-        forecasts = self.model.model.customer_forecasts
-        job = ScoringJob(
-            str(self.model.name_or_path), data, "", (self.main_task,), LIKELIEST, True, BATCH, ROWS_AT_ONCE,
-            tuple(forecasts.names()) if forecasts.are_trained else (), self.as_of,
-        )  # fmt: skip
-        scorer, number = BatchScorer(self.model, self.extractor, job), len(self.ids)
-        tables = [self._score(scorer, tuned, range(min(BATCH, number)))]
+        scorers, number = self._make_scorers(data), len(self.ids)
+        tables = [self._score(scorers, tuned, range(min(BATCH, number)))]
         self.scored = tables[0]
 
         def score_others() -> None:
             start = size = BATCH
             try:
                 with logging.tqdm(total=number, initial=start, desc="Scoring", unit="customer") as bar:
-                    scorer.progress = bar.update
+                    scorers[0].progress = bar.update
                     while start < number:
                         size = min(2 * size, ROWS_AT_ONCE)
-                        tables.append(self._score(scorer, tuned, range(start, min(start + size, number))))
+                        tables.append(self._score(scorers, tuned, range(start, min(start + size, number))))
                         self.scored, start = pd.concat(tables, ignore_index=True), start + size
             except Exception as error:  # nobody else hears of an error in this thread
                 self.failure = f"{type(error).__name__}: {error}"
@@ -259,15 +263,42 @@ class Histories:
         self._scoring = threading.Thread(target=score_others, daemon=True)
         self._scoring.start()
 
-    def _score(self, scorer: BatchScorer, tuned: Mapping[str, BatchScorer], part: range) -> pd.DataFrame:
+    def _make_scorers(self, data: str) -> dict[float, BatchScorer]:
+        """Scorers by how many days before the cutoff they score: 0, and as many as each forecast reaches."""
+        forecasts = self.model.model.customer_forecasts
+        days = forecasts.days if forecasts.are_trained else []
+        month = min(days, key=lambda day: abs(day - MONTH), default=MONTH)  # when chances of labels are looked at
+        scorers = {}
+        for ago in sorted({0.0, *days, month * self.has_labels}):
+            tasks = (self.main_task,) if self.has_labels and ago in (0, month) else ()
+            as_of = int(self.as_of - ago * SECONDS_PER_DAY)
+            job = ScoringJob(
+                str(self.model.name_or_path), data, "", tasks, LIKELIEST, False, BATCH, ROWS_AT_ONCE,
+                tuple(forecasts.names()) if days else (), as_of,
+            )  # fmt: skip
+            scorers[ago] = BatchScorer(self.model, self.extractor, job)
+        return scorers
+
+    def _score(
+        self, scorers: Mapping[float, BatchScorer], tuned: Mapping[str, BatchScorer], part: range
+    ) -> pd.DataFrame:
         """Scores some customers."""
-        rows = [select_events(row, slice(row["test_end"])) for row in scorer.read(part, self.extractor.tasks)]
+        main, extractor, sums = self.main_task, self.extractor, [*self.model.config.summed_features]
+        rows = Customers.of(scorers[0].read(part, extractor.tasks))
+        rows = rows.select(rows.places < np.asarray(rows.column("test_end"))[rows.row])
+        visits = Visits(rows, extractor, main, sums)
+        ids = {text: place + FIRST_VALUE_ID for place, text in enumerate(extractor.vocabularies[main])}
+        table = scorers[0].score(rows).to_pandas()
+        if self.has_labels:
+            table = table.join(list_rhythms(table, visits, main, ids, self.as_of))
+        for days, scorer in scorers.items():
+            table = table.join(look_back(rows, visits, scorer, days, sums, ids)) if days else table
         columns = pd.DataFrame(map(self._describe, rows), columns=[*RHYTHM, VALUE])
         for name, tuned_scorer in tuned.items():
             for column, values in _predictions(tuned_scorer, tuned_scorer.score(rows).to_pandas()).items():
                 is_named = column.removesuffix(", %").lower() not in YES
                 columns[f"{name}: {column}" if is_named else f"{name}, %"] = values
-        return scorer.score(rows).to_pandas().join(columns)
+        return table.join(columns)
 
     def _describe(self, row: Row) -> list[float]:
         """Days since the last visit of a row, and mean days between its visits, NaN where there are too few; and its
@@ -292,7 +323,8 @@ class Histories:
         for number in np.unique(row["visits"][is_target]):
             in_visit = row["visits"] == number
             first, size = to_iso(row["times"][in_visit][0]), int((in_visit & is_target).sum())
-            visits.append(TimelineVisit(first, size, self._texts(row, in_visit, self.main_task)))
+            labels = self._texts(row, in_visit, self.main_task) if self.has_labels else []
+            visits.append(TimelineVisit(first, size, labels))
         comes = is_target & (row["times"] >= self.as_of)
         within = comes & (row["times"] < self.as_of + NEXT_DAYS * SECONDS_PER_DAY)
         following = comes & (row["visits"] == row["visits"][comes.argmax()])
@@ -320,13 +352,6 @@ class Histories:
         if extractor.target_token_types and extractor.token_type:
             fits &= self.log[extractor.token_type].map(to_text).isin(extractor.target_token_types).to_numpy()
         return column, np.flatnonzero(fits)
-
-    def days_since(self, task: str, label: str) -> pd.Series:
-        """Days from each customer's last event with a label before the cutoff to the cutoff."""
-        _, rows = self._find_targets(task, label)
-        times = read_times(self.log[self.extractor.time].iloc[rows], self.extractor.time_zone)
-        days = pd.Series((self.as_of - times) / SECONDS_PER_DAY, self._who[rows])
-        return days[days > 0].groupby(level=0).min()
 
     def suppose_event(self, customer_id: str, task: str, label: str) -> LiveCustomer:
         """Makes the customer as if an event with a label had happened at the cutoff: the latest such event of the log,

@@ -1,13 +1,17 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
 """What the page shows, as texts and tables: the list of customers, answers to the questions of a Monday, and what MCM
-expects of a customer, what really came, and which visits decided."""
+expects of a customer, what really came, and which visits decided.
+
+An answer is a table, whose rows are customers, groups or totals. All are narrowed, limited and sorted in one way.
+"""
 
 import contextlib
 import functools
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -15,27 +19,60 @@ import pandas as pd
 from modeling_mcm.forecaster_mcm import ALIVE, CHANCE, DAYS_TO_VISIT
 from modeling_mcm.inputs_mcm import CUSTOMER
 from modeling_mcm.live import LiveCustomer
-from modeling_mcm.scoring.scorer import CHANCES, EMBEDDING, SCORES
+from modeling_mcm.scoring.scorer import CHANCES, SCORES
 
 from .histories import RHYTHM, VALUE, Histories
+from .looking_back import CAME, GAP, MONTH, PAST, SINCE, calibrate, explode
 
 SHOWN_LABELS = 6  # of a task
 COMPARED, MOVES = 1000, 8  # labels that are compared before and after; shown of those
 VISITS, VALUES = 5, 4  # that are listed
-WEEK, MONTH, QUARTER = 7, 30, 90  # days; what is shown for them is that of the closest horizon
+WEEK, QUARTER = 7, 90  # days; what is shown for them, and for a month, is that of the closest horizon
 LEAST = 0.05  # of the largest change: a visit with less speaks neither for nor against
 LEAST_MOVE = 0.0005  # smallest change of a probability that is shown
 COLOURS = {"speaks for it": "#0f7f87", "speaks against it": "#c8450f", "other visit": "#6b7783", "hidden": "#94700d"}
-THIRDS = {"lowest third": "#6b7783", "middle third": "#0f7f87", "highest third": "#c8450f"}  # of the map
+THIRDS = ["lowest third", "middle third", "highest third"]
 BUYING = ("purchase", "buy", "order", "sale", "transaction")  # in token types that are purchases
 FORMULA = r"^(?=[=+\-@\t\r])"  # begins what a program of spreadsheets would compute
-COMES, LEAVES, MISSES, GROUPS, SENDS = QUESTIONS = (  # questions about all customers
+EVERYONE, COMES, LEAVES, CHANGES, MISSES, SENDS, GROUPS, TOTALS = QUESTIONS = (
+    "Everyone",
     "Who will come this week?",
     "Who is slipping away?",
-    "Who will buy it, and has not for a month?",
-    "What is each group worth next quarter?",
+    "What changed since last week?",
+    "Who will buy again, after a month or more?",
     "What to send to whom?",
+    "What is each group worth next quarter?",
+    "What will they do together?",
 )
+
+
+class Filters(NamedTuple):
+    """What is asked, and which rows of the answer are shown.
+
+    Attributes:
+        question (`str`): One of `QUESTIONS`.
+        words (`str`): A group, or words of labels of the main task that are among a customer's likeliest.
+        column (`str`): By which rows are sorted, and which the limits are for. Empty: the answer's own.
+        least, most (`float`, *optional*): limits.
+        falls (`bool`): Whether the largest value is first; of the answer's own column it says that.
+        number (`int`, *optional*): At most so many rows, the first in the answer's own order.
+    """
+
+    question: str = EVERYONE
+    words: str = ""
+    column: str = ""
+    least: float | None = None
+    most: float | None = None
+    falls: bool = False
+    number: int | None = None
+
+
+class Answer(NamedTuple):
+    """Rows of an answer, and the column by which they are sorted, falling or not."""
+
+    table: pd.DataFrame
+    column: str
+    falls: bool = True
 
 
 def percent(share: float) -> str:
@@ -57,13 +94,15 @@ def write_table(headers: Iterable[str], rows: Iterable[Sequence], opens: bool = 
             return "" if np.isnan(value) else f"{value:,.2f}".rstrip("0").rstrip(".")
         return escape(str(value))
 
+    def cell(value: object) -> str:
+        return f"<td{' class=number' * isinstance(value, float | int)}>{write(value)}</td>"
+
     def button(kind: str, text: str) -> str:
         return f"<button data-{kind}='{text}'>{text}</button>" if opens else text
 
     heads = "".join(f"<th>{button('sort', write(name))}</th>" for name in headers)
     body = "".join(
-        f"<tr><td>{button('open', write(first))}</td>{''.join(f'<td>{write(value)}</td>' for value in others)}</tr>"
-        for first, *others in rows
+        f"<tr><td>{button('open', write(first))}</td>{''.join(map(cell, others))}</tr>" for first, *others in rows
     )
     return f"<div class='wide' tabindex='0'><table><tr>{heads}</tr>{body}</table></div>"
 
@@ -82,7 +121,7 @@ class PageContent:
     """What the page shows of the customers of some [`Histories`]."""
 
     def __init__(self, histories: Histories):
-        self.histories, self.tasks = histories, histories.tasks
+        self.histories, self.tasks = histories, histories.tasks if histories.has_labels else []
         self.forecasts = histories.model.model.customer_forecasts
         self.days = [f"{day:g}" for day in self.forecasts.days]
         self._week, self._month, self._quarter = (
@@ -90,7 +129,10 @@ class PageContent:
         )
         self._sums = histories.model.config.summed_features
         self._value = f"{self._words[self._sums[0]] if self._sums else 'visits'} so far"
+        self._worth = f"{[*self._sums, 'visits'][0]}_{self._month}d"  # the forecast of what a customer is worth
         self._list = functools.lru_cache(1)(self._list_scored)
+        self._list_likely = functools.lru_cache(1)(self._list_likely_labels)
+        self._list_groups = functools.lru_cache(1)(self._list_groups_of)
 
     @property
     def _words(self) -> dict[str, str]:
@@ -113,19 +155,34 @@ class PageContent:
         names = {f"{name}_{day}d": f"{word} in {day} days" for day in self.days for name, word in words.items()}
         return names | {DAYS_TO_VISIT: "days to next visit"}
 
-    def list_labels(self, task: str) -> list[str]:
-        """Lists the labels of a task that an event can have."""
-        extractor = self.histories.extractor
-        own = extractor.schema.reserved_token_types if task == extractor.token_type_feature else []
-        return [label for label in extractor.vocabularies[task] if label not in own]
+    def list_words(self) -> list[str]:
+        """Labels and groups by which the list is narrowed."""
+        groups = self._list_groups(len(self.customers))
+        return [
+            *pd.unique(groups.to_numpy().ravel()),
+            *(self.histories.list_labels(self.histories.main_task) if self.tasks else []),
+        ]
+
+    def find_labels(self, task: str, text: str) -> list[str]:
+        """The label that a text is, whatever its capitals, or all with its words. Raises `ValueError` if there is
+        none."""
+        labels, words = self.histories.list_labels(task), text.lower().split()
+        same = [label for label in labels if label.lower() == text.strip().lower()]
+        found = same or [label for label in labels if all(word in label.lower() for word in words)]
+        if not found:
+            raise ValueError(
+                f"No {task.replace('_', ' ')} has {text.strip()!r}: write a word of one, such as {labels[0]!r}."
+            )
+        return [text.strip()] if text.strip() in same else found
 
     def find_label(self, task: str, text: str) -> str:
-        """The label that a text means, whatever its capitals. Raises `ValueError` if there is none."""
-        labels, text = self.list_labels(task), text.strip()
-        same = [label for label in labels if label.lower() == text.lower()]
-        if not same:
-            raise ValueError(f"There is no {task.replace('_', ' ')} {text!r}: choose one of the list.")
-        return text if text in same else same[0]
+        """The one label that a text means. Raises `ValueError` if there is none, or several."""
+        labels = self.find_labels(task, text)
+        if len(labels) > 1:
+            raise ValueError(
+                f"{len(labels)} have {text.strip()!r}, such as {labels[0]!r} and {labels[1]!r}: write one."
+            )
+        return labels[0]
 
     # -------------------------------------------------------------------------------------------------- all customers
 
@@ -135,121 +192,175 @@ class PageContent:
         index counts the rows of `scored`."""
         return self._list(len(self.histories.scored))
 
+    @property
+    def questions(self) -> list[str]:
+        """Those of `QUESTIONS` that this log and checkpoint can answer."""
+        labels, forecasts = self.histories.has_labels, self.forecasts.are_trained
+        needs = {MISSES: labels, SENDS: labels or bool(self.histories.offers), EVERYONE: True}
+        return [question for question in QUESTIONS if needs.get(question, forecasts)]
+
     def _list_scored(self, number: int) -> pd.DataFrame:
-        scored, (since, gap) = self.histories.scored[:number], RHYTHM
-        columns = {"customer": CUSTOMER, "days since visit": since, "usual gap": gap, self._value: VALUE}
-        comes, names, shares = f"{CHANCE}_{self._week}d", self.names, []
-        if comes in scored:
-            shares = [f"{names[comes]}, %", "alive, %"]
-            sums = [f"{name}_{self._month}d" for name in ("visits", *self._sums)]
-            columns |= {shares[0]: comes} | {names[name]: name for name in (DAYS_TO_VISIT, *sums)} | {shares[1]: ALIVE}
+        scored, names, columns = self.histories.scored[:number], self.names, {"customer": CUSTOMER}
+        rest = {"days since visit": RHYTHM[0], "usual gap": RHYTHM[1]}
+        if self.forecasts.are_trained:
+            comes, visits = f"{CHANCE}_{self._week}d", f"visits_{self._month}d"
+            columns |= {f"{names[comes]}, %": comes, names[self._worth]: self._worth}
+            rest |= {"alive, %": ALIVE, names[visits]: visits, names[DAYS_TO_VISIT]: DAYS_TO_VISIT}
         columns |= {name: name for name in self.histories.predictions}
+        shown, columns = len(columns), columns | {self._value: VALUE} | rest
         table = scored[[*columns.values()]].set_axis([*columns], axis=1)
         table = table.astype(dict.fromkeys(table.columns[1:], float))
-        table.insert(3, "days late", table["days since visit"] - table["usual gap"])
+        table.insert(shown, "days late", table["days since visit"] - table["usual gap"])
+        shares = [name for name in (f"{names.get(f'{CHANCE}_{self._week}d')}, %", "alive, %") if name in table]
         table[shares] *= 100
         table = table.round({name: 2 if name in self.histories.predictions else 1 for name in table.columns[1:]})
-        table["likely next"] = [", ".join(map(str, labels[:3])) for labels in scored[self.histories.main_task]]
+        if self.histories.has_labels:
+            likely = [", ".join(map(str, labels[:3])) for labels in scored[self.histories.main_task]]
+            table.insert(shown + 1, "likely next", likely)
         ids = table["customer"]
         return table.iloc[
             np.argsort(ids.astype("uint64") if ids.str.fullmatch(r"\d{1,18}").all() else ids, kind="stable")
         ]
 
-    def _list_likely(self) -> pd.DataFrame:
-        """The likeliest labels of each row of `scored`, best first, as `label` and `chance` in percent: a score where
-        the checkpoint has no chances."""
-        table, main = self.histories.scored, self.histories.main_task
-        chances = main + (CHANCES if main + CHANCES in table else SCORES)
-        likely = table[[main, chances]].set_axis(["label", "chance"], axis=1)
-        likely = likely.explode(["label", "chance"])
-        return likely.assign(chance=(100 * likely["chance"].astype(float)).round(2))
-
-    def find(self, label: str, column: str, least: float | None, most: float | None, is_falling: bool) -> pd.DataFrame:
-        """Finds customers for whom a label (empty: any) is among the likeliest, and a column is between two limits
-        (None: no limit), ordered by the column. Raises `ValueError` if there is no such label."""
-        table = self.customers
-        if label:
-            label, likely = self.find_label(self.histories.main_task, label), self._list_likely()
-            name, chances = f"{label}, %", likely["chance"][likely["label"] == label]
-            table = table[table.index.isin(chances.index)].copy()
-            table.insert(1, name, chances)
-            column = name if column == "customer" else column
-        if column == "customer":
-            if least is not None or most is not None:
-                raise ValueError("There are limits for no column: order by the one that they are for.")
-            return table[:: -1 if is_falling else 1]
-        table = table.sort_values(column, ascending=not is_falling, kind="stable")
-        if least is None and most is None:
-            return table
-        return table[table[column].between(-np.inf if least is None else least, np.inf if most is None else most)]
-
-    def answer_question(self, question: str, label: str = "", budget: int = 0) -> pd.DataFrame:
-        """Answers one of `QUESTIONS`: who will come, as many as are expected, likeliest first; who is late, by the
-        value that is at risk; who will buy a label and had it, but not within a month; what groups are worth; and what
-        each of at most `budget` customers takes most likely. Raises `ValueError` where what a question needs is not
-        there.
-        """
-        table, main = self.customers, self.histories.main_task
-        week = f"{self.names.get(f'{CHANCE}_{self._week}d')}, %"
-        if question == MISSES:
-            if not label.strip():
-                raise ValueError("Say which one first, in the field of what is likely.")
-            likely = self.find(label, "customer", None, None, True)
-            days = self.histories.days_since(main, self.find_label(main, label))
-            likely.insert(2, "days since it", likely["customer"].map(days).round(1))
-            return likely[likely["days since it"] > MONTH]
-        if question == SENDS:
-            return self._choose_sent(budget)
-        if week not in table:
-            raise ValueError("The checkpoint has no forecasts, and this question needs them.")
-        if question == GROUPS:
-            return self._value_groups()
-        if question == COMES:
-            return table.sort_values(week, ascending=False, kind="stable").head(round(table[week].sum() / 100))
-        risk = (table[self._value] * (1 - table["alive, %"] / 100)).round(2)
-        late = table.assign(**{"at risk": risk})[table["days late"] > 0]
-        return late.sort_values("at risk", ascending=False, kind="stable")
-
-    def _value_groups(self) -> pd.DataFrame:
-        """What the customers of each value of the profile, and of each third by value so far, will do in a quarter."""
-        table, histories = self.customers, self.histories
-        sums = [f"{name}_{self._quarter}d" for name in (*self._sums, "visits")]
-        values = histories.scored[sums].copy()
-        values.columns = [self.names[name].removeprefix("mean ") for name in sums]
-        groups = pd.DataFrame([histories.profiles.get(name, {}) for name in table["customer"]], index=table.index)
-        groups[self._value] = _thirds(table[self._value])
-        values.insert(0, "customers", 1)
-        names = {column: groups[column].astype("string").fillna("unknown") for column in groups}
-        sums = pd.concat({column: values.groupby(names[column]).sum().round(1) for column in groups})
-        sums.insert(0, "group", [f"{column}: {name}" for column, name in sums.index])
-        return sums.reset_index(drop=True)
-
-    def _choose_sent(self, budget: int) -> pd.DataFrame:
-        """The customers who most likely take their best offer; without a checkpoint for offers, their best label."""
-        if budget < 1:
-            raise ValueError("Say first how many can be sent, a whole number from 1 on, in the field Budget.")
-        table, offers = self.customers, self.histories.offers
-        if offers:
-            labels, chances = table[offers].idxmax(axis=1).str.removesuffix(", %"), table[offers].max(axis=1)
+    def _list_likely_labels(self, number: int) -> pd.DataFrame:
+        """The likeliest labels of each row of `scored`, best first, as `label` and `chance, %` in percent, as often as
+        it came a month ago; a score where the checkpoint has no chances. And days since it, and its usual gap."""
+        scored, main = self.histories.scored[:number], self.histories.main_task
+        if main + CHANCES in scored:
+            likely = explode(scored, main, (CHANCES, SINCE, GAP))
+            likely[CHANCES] = calibrate(likely, explode(scored, PAST + main, (CHANCES, SINCE, CAME)))
         else:
-            best = self._list_likely().groupby(level=0).first().loc[table.index]
-            labels, chances = best["label"], best["chance"]
-        sent = pd.DataFrame({"customer": table["customer"], "send": labels, "chance, %": chances})
-        return sent.sort_values("chance, %", ascending=False, kind="stable").head(budget)
+            likely = explode(scored, main, (SCORES, SINCE, GAP)).rename(columns={SCORES: CHANCES})
+        likely[CHANCES] = (100 * likely[CHANCES]).round(2)
+        names = {CHANCES: "chance, %", SINCE: "days since it", GAP: "its usual gap"}
+        return likely.round({SINCE: 1, GAP: 1}).rename(columns=names).dropna(subset="label")
 
-    def place_on_map(self, table: pd.DataFrame, column: str) -> tuple[pd.DataFrame, str]:
-        """Places customers of the list on a map, with the values and thirds of a column, and says which: the one that
-        orders the list; in the order of ids what they spend, or how late they are."""
-        if column == "customer":
-            column = next((name for name in table if name.startswith("mean spend")), "days late")
-        table, embeddings = table.dropna(subset=column), np.stack(self.histories.scored[EMBEDDING])
-        spread = (embeddings - embeddings.mean(0)) / np.maximum(embeddings.std(0), 1e-6)
-        directions = spread / np.maximum(np.linalg.norm(spread, axis=1, keepdims=True), 1e-6)
-        centred = directions - directions.mean(0)
-        _, axes = np.linalg.eigh(centred.T @ centred)
-        x, y = (centred[table.index] @ axes[:, -2:]).T
-        placed = {"x": x, "y": y, "customer": table["customer"], "value": table[column]}
-        return pd.DataFrame(placed | {"third": _thirds(table[column])}), column
+    def _list_groups_of(self, number: int) -> pd.DataFrame:
+        """The groups of each customer: by each column of the profile, and by thirds of the value so far."""
+        table, profiles = self._list(number), self.histories.profiles
+        groups = pd.DataFrame([profiles.get(name, {}) for name in table["customer"]], index=table.index)
+        groups[self._value] = pd.cut(table[self._value].rank(pct=True), [0, 1 / 3, 2 / 3, 1], labels=THIRDS)
+        return groups.astype("string").fillna("unknown").apply(lambda column: f"{column.name}: " + column)
+
+    def answer(self, filters: Filters) -> Answer:
+        """The rows that are shown, in their order. Raises `ValueError` if no label and no group has the words, or
+        there are limits for a column that holds no numbers."""
+        found = self._answer_question(filters.question, filters.words.strip())
+        table, column = found.table, filters.column if filters.column in found.table else found.column
+        falls = filters.falls if column == filters.column else found.falls
+        if filters.number is not None:
+            table = _take_first(table, found.column, found.falls, filters.number)
+        if (filters.least, filters.most) != (None, None):
+            if not pd.api.types.is_numeric_dtype(table[column]):
+                raise ValueError(f"There are limits for {column!r}, which holds no numbers: order by another column.")
+            least, most = (-np.inf if filters.least is None else filters.least), filters.most
+            table = table[table[column].between(least, np.inf if most is None else most)]
+        return Answer(_sort(table, column, falls), column, falls)
+
+    def _answer_question(self, question: str, words: str) -> Answer:
+        """All rows of an answer: of all customers, or of those that the words name."""
+        number = len(self.customers)  # later there may be more
+        table, likely = self._narrow(words, number)
+        if question == MISSES:
+            return self._join_likely(table, likely[likely["days since it"] > MONTH], "chance, %")
+        if question == SENDS:
+            return self._choose_sent(table, likely, number)
+        if question == GROUPS:
+            groups = self._list_groups(number).loc[table.index]
+            named = groups.melt(ignore_index=False, value_name="group")["group"]
+            parts = {group: self._value_group(rows) for group, rows in named.groupby(named).groups.items()}
+            values = pd.DataFrame.from_dict(parts, "index").round(1)
+            return Answer(values.rename_axis("group").reset_index(), "group", False)
+        if question == TOTALS:
+            return Answer(self._add_up(table), "forecast")
+        week, scored = f"{self.names.get(f'{CHANCE}_{self._week}d')}, %", self.histories.scored
+        if question == COMES:
+            return Answer(_take_first(table, week, True, round(table[week].sum() / 100)), week)
+        if question == LEAVES:
+            return self._find_slipping(table)
+        if question == CHANGES:
+            parts = {}
+            for name in (self._worth, f"{CHANCE}_{self._week}d", ALIVE):
+                is_share = name != self._worth
+                words = f"alive{', %' * is_share}" if name == ALIVE else f"{self.names[name]}{', %' * is_share}"
+                change = scored[name].astype(float) - scored[f"{name}_{self._week}d_ago"]
+                parts[f"{words}, change"] = (change * (100 if is_share else 1)).round(2)
+            changes = pd.DataFrame(parts).loc[table.index]
+            return Answer(_insert(table, changes).dropna(subset=[*parts]), next(iter(parts)), False)
+        chance = [name for name in ("chance, %",) if name in table]
+        worth = self.names[self._worth] if self._worth in scored else self._value
+        return Answer(table, [*chance, worth][0])
+
+    def _narrow(self, words: str, number: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """The customers of a group, or for whom a label with some words is among the likeliest, with its chance, and
+        all likely labels of these customers, or those with the words."""
+        table, has_labels = self._list(number), self.histories.has_labels
+        likely = self._list_likely(number) if has_labels else pd.DataFrame(columns=["label"])
+        if not words:
+            return table, likely
+        is_in = (self._list_groups(number).apply(lambda column: column.str.lower()) == words.lower()).any(axis=1)
+        if is_in.any():
+            return table[is_in], likely[likely.index.isin(table.index[is_in])]
+        if not has_labels:
+            raise ValueError(f"There is no group {words!r}: choose one of the list.")
+        likely = likely[likely["label"].isin(self.find_labels(self.histories.main_task, words))]
+        return self._join_likely(table, likely, "chance, %").table, likely
+
+    def _join_likely(self, table: pd.DataFrame, likely: pd.DataFrame, column: str, name: str = "which") -> Answer:
+        """The customers who have one of some likely labels, with the one that is highest in a column."""
+        best = likely[likely.index.isin(table.index)].sort_values(column, ascending=False, kind="stable")
+        best = best[~best.index.duplicated()].rename(columns={"label": name})
+        others = table[table.index.isin(best.index)].drop(columns=[*best, "which"], errors="ignore")
+        return Answer(_insert(others, best), column)
+
+    def _find_slipping(self, table: pd.DataFrame) -> Answer:
+        """Customers who came less often in the last month than all that their own forecast of a month ago held likely
+        (below its interval of 80%), by what they are expected to spend less than then."""
+        scored, day = self.histories.scored.loc[table.index], self._month
+        said, came = scored[f"visits_{day}d_{day}d_ago"], scored[f"visits_in_{day}d"]
+        lost = scored[f"{self._worth}_{day}d_ago"] - scored[self._worth]
+        word = f"at risk in {day} days"
+        parts = {word: lost, f"came in {day} days": came, "as forecast then": said}
+        is_below = came < scored[f"visits_{day}d_low80_{day}d_ago"]
+        return Answer(_insert(table, pd.DataFrame(parts).astype(float).round(1))[is_below], word)
+
+    def _compare(self, rows: pd.Index, name: str, day: str) -> list[float]:
+        """The sum of a forecast of some customers, what the same one said as long ago as it reaches, what came since,
+        and its error in percent."""
+        scored = self.histories.scored.loc[rows]
+        names = [f"{name}_{day}d", f"{name}_{day}d_{day}d_ago", f"{name}_in_{day}d"]
+        forecast, said, came = scored[names].sum().astype(float)
+        return [forecast, said, came, 100 * (said / came - 1) if came else np.nan]
+
+    def _value_group(self, rows: pd.Index) -> dict[str, float]:
+        """What the customers of a group will do in a quarter, and by how much the same forecast was wrong before."""
+        values = {"customers": float(len(rows))}
+        for name in (*self._sums, "visits"):
+            words, compared = self.names[f"{name}_{self._quarter}d"], self._compare(rows, name, self._quarter)
+            values |= {words.removeprefix("mean "): compared[0], f"{name}: error of the last quarter, %": compared[3]}
+        return values
+
+    def _add_up(self, table: pd.DataFrame) -> pd.DataFrame:
+        """What customers will do together in each horizon, beside what the same forecasts said before."""
+        rows = [
+            [self.names[f"{name}_{day}d"].removeprefix("mean "), *self._compare(table.index, name, day)]
+            for day in self.days
+            for name in (*self._sums, "visits")
+        ]
+        return pd.DataFrame(rows, columns=["total", "forecast", "the last one said", "came", "error, %"]).round(1)
+
+    def _choose_sent(self, table: pd.DataFrame, likely: pd.DataFrame, number: int) -> Answer:
+        """The best offer of each customer; without a checkpoint for offers, the label that is likelier than usual by
+        the most, of those that the customer never had, or not for longer than usual: others are bought anyway."""
+        if offers := self.histories.offers:
+            best = table[offers].idxmax(axis=1).str.removesuffix(", %")
+            parts = pd.DataFrame({"send": best, "chance, %": table[offers].max(axis=1)})
+            return Answer(_insert(table.drop(columns="chance, %", errors="ignore"), parts), "chance, %")
+        usual = self._list_likely(number).groupby("label")["chance, %"].sum() / number
+        due = likely[likely["days since it"].isna() | (likely["days since it"] > likely["its usual gap"])]
+        usually = due["label"].map(usual)
+        due = due.assign(**{"more than usual": (due["chance, %"] - usually).round(2)})
+        return self._join_likely(table, due, "more than usual", "send")
 
     # --------------------------------------------------------------------------------------------------- one customer
 
@@ -267,8 +378,10 @@ class PageContent:
                 amount = f"{forecast[f'{name}_{self._month}d']:,.0f} {histories.extractor.currency or ''}".rstrip()
                 words += f", spends {amount} on average in {self._month} days"
             parts.append(words)
-        (likely,) = live.scores(histories.cutoff, [histories.main_task], 3).values()
-        sentence = "; ".join([*parts, f"likely next: {', '.join(entry['label'] for entry in likely)}"])
+        if histories.has_labels:
+            (likely,) = live.scores(histories.cutoff, [histories.main_task], 3).values()
+            parts.append(f"likely next: {', '.join(entry['label'] for entry in likely)}")
+        sentence = "; ".join(parts) or "No forecasts"
         values = "".join(f", {escape(name.replace('_', ' '))} {escape(str(v))}" for name, v in live.profile.items())
         return (
             f"<h2>{escape(sentence[0].upper() + sentence[1:])}.</h2>"
@@ -311,16 +424,20 @@ class PageContent:
             f"<h3>Why {escape(label)}?</h3><p>{decides}{self.verb} {escape(result.words)}. "
             f"With no history: {result.baseline:.1%}.</p>"
         )
-        largest = max(map(abs, changes.values()), default=0.0)
+        timeline = self.draw_timeline(customer_id, changes, LEAST * max(map(abs, changes.values()), default=0.0))
+        return [sentence, write_table(["what speaks for it", "without it", "with"], reasons), timeline]
+
+    def draw_timeline(self, customer_id: str, changes: Mapping[str, float], least: float) -> pd.DataFrame:
+        """A customer's visits, with the changes of a probability without each, by its time; smaller ones than `least`
+        say nothing."""
         rows = []
-        for seen in case.visits:
+        for seen in self.histories.case(customer_id).visits:
             change = changes.get(seen.time, 0.0)
-            side = "other visit" if abs(change) <= LEAST * largest else [*COLOURS][change > 0]
+            side = "other visit" if abs(change) <= least else [*COLOURS][change > 0]
             side = side if seen.time < self.histories.cutoff else "hidden"
             what, points = ", ".join(seen.values[:VALUES]), f"{100 * change:+.2f}"
             rows.append((pd.Timestamp(seen.time), seen.events, side, points, what))
-        timeline = pd.DataFrame(rows, columns=["time", "events", "visit", "points without it", "what"])
-        return [sentence, write_table(["what speaks for it", "without it", "with"], reasons), timeline]
+        return pd.DataFrame(rows, columns=["time", "events", "visit", "points without it", "what"])
 
     def _forecast(self, live: LiveCustomer) -> dict[str, float]:
         return live.forecast(self.histories.cutoff) if self.forecasts.are_trained else {}
@@ -368,5 +485,18 @@ def _move(name: str, old: float, new: float, write: Callable[[float], str]) -> l
     return [name, write(old), write(new), f"× {new / old:.2g}" if old else "new"]
 
 
-def _thirds(values: pd.Series) -> pd.Series:
-    return pd.cut(values.rank(pct=True), [0, 1 / 3, 2 / 3, 1], labels=[*THIRDS]).astype(str)
+def _sort(table: pd.DataFrame, column: str, falls: bool) -> pd.DataFrame:
+    """Ids keep the order of the list, which is that of numbers where they are."""
+    if column == "customer":
+        return table[:: -1 if falls else 1]
+    return table.sort_values(column, ascending=not falls, kind="stable")
+
+
+def _take_first(table: pd.DataFrame, column: str, falls: bool, number: int) -> pd.DataFrame:
+    """The first rows by a column, in the order of the table."""
+    return table[table.index.isin(_sort(table, column, falls).index[:number])]
+
+
+def _insert(table: pd.DataFrame, columns: pd.DataFrame) -> pd.DataFrame:
+    """The table with further columns after the first one."""
+    return pd.concat([table.iloc[:, :1], columns.reindex(table.index), table.iloc[:, 1:]], axis=1)

@@ -14,6 +14,7 @@ import threading
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -21,15 +22,16 @@ from choices import STATE
 from fitted import fill_forecaster, fill_scorer
 from folders import flipped_bits
 
-from modeling_mcm import MCMFeatureExtractor
+from modeling_mcm import CustomerModel, LiveCustomer, MCMFeatureExtractor
 from modeling_mcm.commands.app import AppOptions, show
 from modeling_mcm.page import app, views
 from modeling_mcm.page.histories import Histories
-from modeling_mcm.page.views import PageContent, percent
+from modeling_mcm.page.views import Filters, PageContent, percent
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 PATIENCE = 60_000  # milliseconds, on a busy machine
 WHO = "c07"
+ALL = "document.querySelector('#number').innerText.trim() === '34 customers'"
 
 
 @pytest.fixture(scope="module")
@@ -62,16 +64,20 @@ def test_profiles_are_found_whatever_type_their_ids_have(histories, tmp_path):
 
 
 @pytest.fixture
-def address(histories):
-    """Where the page is shown."""
-    blocks = app.build_page(histories)
-    _, url, _ = app.launch_page(blocks, server_name="127.0.0.1")
-    yield url
-    blocks.close()
+def launch():
+    """A function that shows the page of some customers, and says where."""
+    with contextlib.ExitStack() as stack:
+
+        def run(histories):
+            blocks = app.build_page(histories)
+            stack.callback(blocks.close)
+            return app.launch_page(blocks, server_name="127.0.0.1")[1]
+
+        yield run
 
 
 @pytest.fixture
-def browse(address):
+def browse(launch, histories):
     """A function that opens the page in a browser that reaches this machine alone; gives it and who else was asked."""
     path = next(filter(None, map(shutil.which, BROWSERS)), None)
     if path is None:
@@ -82,7 +88,8 @@ def browse(address):
         browser = play.chromium.launch(executable_path=path, args=["--no-sandbox"])
         stack.callback(browser.close)
 
-        def run(width=1280, scheme="light", query=""):
+        def run(width=1280, scheme="light", query="", address=None, waits="#expectations input[type=radio]"):
+            address = address or launch(histories)
             context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
             context.set_default_timeout(PATIENCE)
             others = []
@@ -98,8 +105,8 @@ def browse(address):
             page = context.new_page()
             page.on("pageerror", lambda error: others.append(f"error: {error}"))
             page.goto(address + query)
-            page.wait_for_selector("#why h3")
-            page.wait_for_selector("#expectations input[type=radio]")
+            page.wait_for_selector(waits)
+            page.wait_for_selector("#answer h2")
             return page, others
 
         yield run
@@ -151,6 +158,10 @@ def test_a_walk_through_the_page_with_the_keyboard_alone(browse, histories, page
     assert others == []
 
 
+def wait_for_list(page, number, kind="customer"):
+    page.wait_for_selector(f"#number:has-text('{number} {kind}{'s' * (number != 1)}')")
+
+
 def test_the_list_finds_sorts_opens_and_exports_customers(browse, page, monkeypatch):
     monkeypatch.setattr(app, "LISTED", 5)
     answers = page
@@ -162,26 +173,77 @@ def test_the_list_finds_sorts_opens_and_exports_customers(browse, page, monkeypa
     page.locator("#list [data-sort='days late']").click()
     page.wait_for_selector("#number:has-text('34 customers, the first 5 are shown; the CSV has all')")
     for falls in (True, False):
-        first = answers.find("", "days late", None, None, falls)["customer"].iloc[0]
+        first = answers.answer(Filters(column="days late", falls=falls)).table["customer"].iloc[0]
         page.wait_for_function(f"document.querySelector('#list td').innerText === '{first}'")
         page.locator("#list [data-sort='days late']").click()
-    choose(page, "likely", "ITEM 05")
-    found = answers.find("item 05", "days late", None, None, True)["customer"].tolist()
+    first = answers.answer(Filters(column="days late", falls=True)).table["customer"].iloc[0]
+    page.wait_for_function(f"document.querySelector('#list td').innerText === '{first}'")
+    choose(page, "words", "ITEM 05")
+    found = answers.answer(Filters(words="item 05")).table["customer"].tolist()
     page.wait_for_selector(f"#number:has-text('{len(found)} customers')")
     with page.expect_download() as download:
         page.locator("#export").click()
     assert pd.read_csv(download.value.path())["customer"].tolist() == found
-    page.get_by_role("tab", name="Map").click()
-    page.wait_for_selector("#map .mark-symbol path")
-    page.locator("#map .mark-symbol.role-mark path").first.hover(force=True)
-    page.wait_for_selector("#vg-tooltip-element:has-text('customer')")
-    page.get_by_role("tab", name="Table").click()
-    page.locator("#monday button").first.click()
-    page.wait_for_selector(f"#number:has-text('{app.QUESTIONS[0]}')")
-    page.locator("#list [data-open]").first.click()
-    first = answers.answer_question(app.QUESTIONS[0])["customer"].iloc[0]
-    page.wait_for_selector(f"#answer:has-text('Customer {first}')")
     assert others == []
+
+
+@pytest.fixture
+def slipping(histories, monkeypatch):
+    """Some customers slip away: of so few none came less than their interval says, so its end is moved."""
+    low = histories.scored["visits_30d_low80_30d_ago"] + 2
+    monkeypatch.setattr(histories, "scored", histories.scored.assign(visits_30d_low80_30d_ago=low))
+
+
+def test_each_answer_sorts_filters_opens_and_exports_in_the_browser(browse, page, slipping):
+    """A heading, a limit, the file and the first row of every answer: none of them loses the question."""
+    answers = page
+    page, others = browse(query="?customer=c21")
+    for question in answers.questions:
+        if not page.locator("#monday").is_visible():
+            page.get_by_text("All customers").click()
+        page.locator("#words input").fill("")
+        page.locator(f"#monday label:has-text('{question}')").click()
+        whole = answers.answer(Filters(question))
+        kind = whole.table.columns[0]
+        wait_for_list(page, len(whole.table), kind)
+        numbers = whole.table.select_dtypes("number").drop(columns=whole.column, errors="ignore")
+        column = next(name for name in reversed(numbers.columns) if numbers[name].nunique() > 2)
+        page.locator(f'#list [data-sort="{column}"]').click()
+        ordered = answers.answer(Filters(question, column=column, falls=True)).table
+        page.wait_for_function(f"document.querySelector('#list td').innerText === '{ordered.iloc[0, 0]}'")
+        page.wait_for_function(f"document.querySelector('#column input').value === '{column}'")
+        least = float(ordered[column].median())
+        choose(page, "least", str(least))
+        found = answers.answer(Filters(question, "", column, least, None, True)).table
+        assert 0 < len(found) < len(whole.table)
+        wait_for_list(page, len(found), kind)
+        with page.expect_download() as download:
+            page.locator("#export").click()
+        assert pd.read_csv(download.value.path()).iloc[:, 0].tolist() == found.iloc[:, 0].tolist()
+        page.locator("#list [data-open]").first.click()
+        name = found.iloc[0, 0]
+        if kind == "customer":
+            page.wait_for_selector(f"#answer:has-text('Customer {name}')")
+            page.wait_for_selector("#monday", state="hidden")
+        elif kind == "group":
+            wait_for_list(page, len(answers.answer(Filters(words=name)).table))
+        else:
+            by = f"mean {name.split()[0]} in 30 days"
+            page.wait_for_function(f"document.querySelector('#column input').value === '{by}'")
+    assert others == []
+
+
+def test_each_browser_fills_for_itself(browse, launch, score_slowly):
+    go_on = threading.Event()
+    slow = score_slowly(lambda: go_on.wait(60))
+    address = launch(slow)
+    early, _ = browse(address=address)
+    early.wait_for_selector("#number:has-text('(8 of 34 are scored so far)')")
+    go_on.set()
+    slow.wait()
+    early.wait_for_function(ALL)
+    late, _ = browse(address=address)
+    late.wait_for_function(ALL)
 
 
 @pytest.mark.parametrize("width", [1280, 390])
@@ -242,68 +304,174 @@ def test_what_if_shows_what_moves(histories, page, live, monkeypatch):
     assert page.list_moves(WHO, "items", "item 05") == []
 
 
+def ask(page, *filters, **others):
+    """The rows of an answer by their first column."""
+    table = page.answer(Filters(*filters, **others)).table
+    return table.set_index(table.columns[0])
+
+
 def test_the_list_is_the_predictions_ordered_and_filtered(histories, page, live, monkeypatch):
-    everyone = page.find("", "customer", None, None, False)
-    assert everyone["customer"].tolist() == sorted(histories.ids)
-    row, told = everyone.set_index("customer").loc[WHO], live.forecast(histories.cutoff)
+    everyone = ask(page, column="customer")
+    assert everyone.index.tolist() == sorted(histories.ids)
+    row, told = everyone.loc[WHO], live.forecast(histories.cutoff)
     assert row["mean spend in 30 days"] == pytest.approx(told["a.b_30d"], abs=0.06)
     scores = live.scores(histories.cutoff, ["items"], 3)["items"]
-    best = scores[0]["label"]
     assert row["likely next"] == ", ".join(entry["label"] for entry in scores)
     assert row["days late"] == pytest.approx(row["days since visit"] - row["usual gap"], abs=0.11)
-    late = page.find("", "days late", 1, None, True)["days late"]
+    late = ask(page, column="days late", least=1, falls=True)["days late"]
     assert 0 < len(late) == (everyone["days late"] >= 1).sum() and late.is_monotonic_decreasing
-    likely = page.find(best, "customer", None, None, True).set_index("customer")[f"{best}, %"]
-    assert likely.is_monotonic_decreasing and likely[WHO] == pytest.approx(100 * scores[0]["chance"], abs=0.006)
-    placed, column = page.place_on_map(page.customers, "customer")
-    most = placed.groupby("third")["value"].max()
-    assert column == "mean spend in 30 days" and most.loc[[*views.THIRDS]].is_monotonic_increasing
-    assert len(placed) == len(histories.ids) and page.place_on_map(page.customers, "days late")[1] == "days late"
     ids = [str(number) for number in range(len(histories.ids), 0, -1)]
     monkeypatch.setattr(histories, "scored", histories.scored.assign(customer_id=ids))
     assert PageContent(histories).customers["customer"].tolist() == ids[::-1]  # numbers are ordered as numbers
 
 
-def test_mondays_questions_are_views_on_the_list(histories, page, event_log):
-    everyone = page.customers.set_index("customer")
-    past, cutoff = event_log[event_log["when"] < histories.cutoff], pd.Timestamp(histories.cutoff)
-    comes = page.answer_question(views.COMES)["comes in 7 days, %"]
+def test_words_find_labels_and_groups(histories, page):
+    likely = page._list_likely(len(histories.ids))
+    best = ask(page, words="ITEM 05")["chance, %"]
+    assert 0 < len(best) == (likely["label"] == "item 05").sum() and best.is_monotonic_decreasing
+    several = ask(page, words="item")
+    assert len(several) == len(histories.ids) and several["which"].nunique() > 3
+    highest = likely.groupby(level=0)["chance, %"].max()
+    assert sorted(several["chance, %"]) == pytest.approx(sorted(highest))
+    young = ask(page, words="Age: YOUNG")
+    assert 0 < len(young) < len(histories.ids)
+    assert {histories.profiles[name]["age"] for name in young.index} == {"young"}
+    assert page.find_label("items", "05") == "item 05"
+
+
+@pytest.mark.parametrize("words", ["", "item 05", "age: old"])
+@pytest.mark.parametrize("question", views.QUESTIONS)
+def test_each_answer_sorts_by_each_column_and_is_limited(page, question, words):
+    whole = page.answer(Filters(question, words))
+    first = whole.table.columns[0]
+    for column in whole.table:
+        for falls in (False, True):
+            found = page.answer(Filters(question, words, column, falls=falls)).table
+            assert set(found[first]) == set(whole.table[first])
+            values = found[column].dropna()
+            assert values.is_monotonic_decreasing if falls else values.is_monotonic_increasing
+        if pd.api.types.is_numeric_dtype(whole.table[column]) and len(whole.table):
+            least = whole.table[column].median()
+            found = page.answer(Filters(question, words, column, least, least + 1)).table
+            assert set(found[first]) == set(whole.table.loc[whole.table[column].between(least, least + 1), first])
+    few = page.answer(Filters(question, words, number=2)).table
+    assert few[first].tolist() == whole.table[first].tolist()[:2]
+    if words.startswith("age") and first == "customer":
+        assert all(page.histories.profiles[name]["age"] == "old" for name in whole.table["customer"])
+
+
+@pytest.fixture(scope="module")
+def ago(histories, event_log):
+    """A function that gives what is forecast of each customer some days before the cutoff, and the events since."""
+
+    def run(days):
+        start, end = pd.Timestamp(histories.cutoff) - pd.Timedelta(days=days), pd.Timestamp(histories.cutoff)
+        told = {}
+        for name, events in event_log[event_log["when"] < start].groupby("who"):
+            customer = LiveCustomer(histories.model, histories.extractor, histories.profiles[name], name)
+            customer.add(events)
+            told[name] = customer.forecast(start)
+        return pd.DataFrame(told).T, event_log[(event_log["when"] >= start) & (event_log["when"] < end)]
+
+    return run
+
+
+def test_who_slips_away_came_less_than_the_own_forecast_said(histories, page, ago, slipping):
+    told, events = ago(30)
+    came = events[events["action"] == "buy"].groupby("who")["basket"].nunique().reindex(told.index, fill_value=0)
+    found = ask(page, views.LEAVES)
+    assert 0 < len(found) < len(histories.ids)
+    assert set(found.index) == set(told.index[came < told["visits_30d_low80"] + 2])
+    assert found["came in 30 days"].to_dict() == came[found.index].to_dict()
+    now = {name: histories.case(name).live.forecast(histories.cutoff)["a.b_30d"] for name in found.index}
+    assert found["at risk in 30 days"].is_monotonic_decreasing
+    lost = told["a.b_30d"][found.index] - pd.Series(now)
+    assert found["at risk in 30 days"].to_dict() == pytest.approx(lost.to_dict(), abs=0.06)
+
+
+def test_what_changed_is_beside_the_forecast_of_a_week_ago(histories, page, ago):
+    told, _ = ago(7)
+    found = ask(page, views.CHANGES)["mean spend in 30 days, change"]
+    assert set(found.index) == set(told.index) and found.is_monotonic_increasing
+    now = histories.case(WHO).live.forecast(histories.cutoff)["a.b_30d"]
+    assert found[WHO] == pytest.approx(now - told.loc[WHO, "a.b_30d"], abs=0.006)
+
+
+@pytest.mark.parametrize("words", ["", "age: young"])
+def test_totals_are_beside_what_the_last_forecast_said_and_what_came(histories, page, ago, words):
+    names = ask(page, words=words).index
+    told, events = ago(90)
+    told = told[told.index.isin(names)]
+    total = ask(page, views.TOTALS, words).loc["spend in 90 days"]
+    now = sum(histories.case(name).live.forecast(histories.cutoff)["a.b_90d"] for name in names)
+    assert total["forecast"] == pytest.approx(now, rel=1e-3)
+    assert total["the last one said"] == pytest.approx(told["a.b_90d"].sum(), rel=1e-3)
+    came = events.loc[events["who"].isin(told.index), "price"].sum()
+    assert total["came"] == pytest.approx(came, abs=0.06)
+    assert total["error, %"] == pytest.approx(100 * (told["a.b_90d"].sum() / came - 1), abs=0.1)
+    groups = ask(page, views.GROUPS, words)
+    if words:
+        assert groups.loc["age: young", "customers"] == len(names) and "age: old" not in groups.index
+        assert groups.loc["age: young", "spend in 90 days"] == pytest.approx(total["forecast"], abs=0.1)
+
+
+def test_who_comes_are_as_many_as_are_expected(page):
+    everyone, comes = ask(page), ask(page, views.COMES)["comes in 7 days, %"]
     assert 0 < len(comes) == round(everyone["comes in 7 days, %"].sum() / 100) and comes.is_monotonic_decreasing
-    leaves = page.answer_question(views.LEAVES).set_index("customer")
-    assert 0 < len(leaves) == (everyone["days late"] > 0).sum() and leaves["at risk"].is_monotonic_decreasing
-    risk = past.groupby("who")["price"].sum() * (1 - everyone["alive, %"] / 100)
-    assert leaves["at risk"].to_dict() == pytest.approx(risk[leaves.index].to_dict(), abs=0.1)
-    had = past[(past["item"] == "item 05") & (past["action"] == "buy")].groupby("who")["when"].max()
-    days = ((cutoff - had) / pd.Timedelta(days=1)).loc[lambda days: days > 30]
-    misses = page.answer_question(views.MISSES, " Item 05").set_index("customer")["days since it"]
-    likely = page.find("item 05", "customer", None, None, True)["customer"]
-    assert misses.to_dict() == pytest.approx(days[days.index.isin(likely)].to_dict(), abs=0.06) and len(misses)
-    groups, lives = page.answer_question(views.GROUPS), {name: histories.case(name).live for name in histories.ids}
-    total = sum(live.forecast(histories.cutoff)["a.b_90d"] for live in lives.values())
-    for column in ("age", "spend so far"):
-        of_column = groups[groups["group"].str.startswith(f"{column}: ")]
-        assert of_column["customers"].sum() == len(everyone)
-        assert of_column["spend in 90 days"].sum() == pytest.approx(total, rel=1e-2)
-    sent = page.answer_question(views.SENDS, budget=3)
-    best = {name: live.scores(histories.cutoff, ["items"], 1)["items"][0] for name, live in lives.items()}
-    assert sent["chance, %"].iloc[0] == pytest.approx(100 * max(each["chance"] for each in best.values()), abs=0.006)
-    assert sent["send"].tolist() == [best[name]["label"] for name in sent["customer"]] and len(sent) == 3
+
+
+def test_labels_that_are_sent_or_bought_again_are_not_bought_anyway(histories, page, event_log):
+    past, cutoff = event_log[event_log["when"] < histories.cutoff], pd.Timestamp(histories.cutoff)
+    bought = past[past["action"] == "buy"]
+    begins = bought.groupby("basket")["when"].transform("min")
+    since = (cutoff - begins).groupby([bought["who"], bought["item"]]).min() / pd.Timedelta(days=1)
+    days = pd.to_datetime(begins.dt.date).groupby([bought["who"], bought["item"]])
+    gap = (days.max() - days.min()).dt.days / (days.nunique() - 1).replace(0, np.nan)
+    again = ask(page, views.MISSES, " Item 05")
+    likely = ask(page, words="item 05").index
+    had = since.xs("item 05", level=1).loc[lambda values: values > 30]
+    assert again["days since it"].to_dict() == pytest.approx(had[had.index.isin(likely)].to_dict(), abs=0.06)
+    assert len(again) and (ask(page, views.MISSES)["days since it"] > 30).all()
+    sent = ask(page, views.SENDS)
+    assert len(sent) > 10 and sent["more than usual"].is_monotonic_decreasing
+    for name, row in sent.iterrows():
+        pair = name, row["send"]
+        assert pair not in since.index or since[pair] > gap[pair]
+    usual = page._list_likely(len(histories.ids)).groupby("label")["chance, %"].sum() / len(histories.ids)
+    row = sent.iloc[0]
+    assert row["more than usual"] == pytest.approx(row["chance, %"] - usual[row["send"]], abs=0.006)
 
 
 @pytest.mark.parametrize(
-    "ask, words",
+    "question, words",
     [
-        (lambda page: page.answer_question(views.MISSES), "Say which one first"),
-        (lambda page: page.answer_question(views.SENDS), "Say first how many can be sent"),
-        (lambda page: page.find("item 0", "customer", None, None, True), "There is no items 'item 0': choose one of"),
-        (lambda page: page.find("", "customer", 1, None, True), "There are limits for no column"),
+        (lambda page: ask(page, words="item x"), "No items has 'item x': write a word of one, such as 'item"),
+        (lambda page: page.find_label("items", "item"), "have 'item', such as 'item .*: write one"),
+        (lambda page: ask(page, column="likely next", least=1), "limits for 'likely next', which holds no numbers"),
         (lambda page: views.read_number("viele", "At least"), "At least is 'viele': write a number, such as 12.5"),
         (lambda page: views.read_number("inf", "Budget"), "Budget is 'inf': write a number"),
     ],
 )
-def test_what_a_question_lacks_is_said(page, ask, words):
+def test_what_a_question_lacks_is_said(page, question, words):
     with pytest.raises(ValueError, match=words):
-        ask(page)
+        question(page)
+
+
+def test_a_log_without_labels_has_no_questions_about_them(browse, launch, event_log, tmp_path):
+    log = event_log.loc[event_log["action"] == "buy", ["who", "when", "price"]]
+    model = CustomerModel.fit(
+        log, {"cutoffs": {"validation": "2017-10-01", "test": "2017-11-01"}}, folder=tmp_path / "shop", learn=False
+    )
+    files = [str(tmp_path / "shop" / name) for name in ("data", "events.parquet")]
+    page, others = browse(
+        address=launch(Histories(model.model, model.feature_extractor, *files).wait()), waits="#timeline"
+    )
+    shown = page.locator("#monday").inner_text()
+    assert views.LEAVES in shown and views.SENDS not in shown and views.MISSES not in shown
+    text = page.locator("body").inner_text().lower()
+    assert "likely" not in text and "why event" not in text and "what if" not in text
+    page.wait_for_selector("#timeline canvas, #timeline svg")
+    assert others == []
 
 
 def test_an_unknown_customer_of_the_address_is_said(histories):
@@ -317,7 +485,11 @@ def test_wide_tables_scroll_by_themselves_and_their_texts_are_no_code(histories)
     bad = "<img src=x onerror=alert(1)>'"
     table = views.write_table(["customer", bad], [[bad, 1234567.5], ["c2", float("nan")]], opens=True)
     assert "<img" not in table and table.count("'&lt;img src=x onerror=alert(1)&gt;&#x27;'") == 2
-    assert "<td>1,234,567.5</td>" in table and "<td></td>" in table and table.startswith("<div class='wide'")
+    assert (
+        "<td class=number>1,234,567.5</td>" in table
+        and "<td class=number></td>" in table
+        and table.startswith("<div class='wide'")
+    )
     assert ".wide { overflow: auto" in app.CSS
     kinds = {block.get_block_name(): block for block in app.build_page(histories).blocks.values()}
     assert "dataframe" not in kinds  # whose tables made a page of 390 pixels wider
@@ -368,7 +540,7 @@ def test_why_the_scoring_stopped_is_said_and_logged(score_slowly, monkeypatch, c
     stopped.wait()
     assert "no <room> left" in caplog.text and "Traceback" in caplog.text
     fill = next(each.fn for each in blocks.fns.values() if "fill" in str(each.fn))
-    number, *_, timer = fill("", "customer", "", "", False).values()
+    *_, number, _, _, timer = fill(views.EVERYONE, "", "", "", "", False, "", (views.EVERYONE, "", 8))
     assert number.endswith(
         "(the scoring stopped after 8 of 34: ValueError: could not convert string to "
         "float: &#x27;no &lt;room&gt; left&#x27;)"
@@ -394,7 +566,7 @@ def test_own_tokens_and_unknown_values_appear_nowhere(histories, page, live):
     types = live.scores(histories.cutoff, ["type"], 100)["type"]
     assert {entry["label"] for entry in types} == {"buy", "click"}
     shown = [page.list_expected(WHO), page.explain_label(WHO, "type", "buy"), page.write_answer(WHO)]
-    shown.append(page.list_labels("type"))
+    shown.append(histories.list_labels("type"))
     assert not any(own in str(shown) for own in ("history_start", "end_of_visit", "[unknown]", "[missing]"))
 
 
@@ -424,8 +596,8 @@ def test_all_customers_are_scored_on_all_cores(save, files, monkeypatch):
 
 
 def test_scores_of_an_earlier_start_are_those_of_the_model(histories, live, files, monkeypatch):
-    embedding = histories.scored.set_index("customer_id")["embedding"][WHO]
-    assert embedding == pytest.approx(live.embedding(histories.cutoff), abs=1e-5)
+    spend = histories.scored.set_index("customer_id")["a.b_30d"][WHO]
+    assert spend == pytest.approx(live.forecast(histories.cutoff)["a.b_30d"], abs=1e-4)
     monkeypatch.setattr("modeling_mcm.page.histories.BatchScorer", None)  # nothing is scored again
     again = Histories(histories.model, histories.extractor, *files)
     pd.testing.assert_frame_equal(again.scored, histories.scored)
