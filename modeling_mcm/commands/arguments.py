@@ -139,9 +139,9 @@ def parse_options(
     """Fills one instance of each dataclass, as `HfArgumentParser` does, from the command line.
 
     `arguments` are the words after the command's name, by default those of this process; if the first ends in .yaml or
-    .yml, that file's entries are defaults of the flags after it. `defaults` are values of options that neither sets. The help shows the options of `shown`, by default all.
-    Raises `SystemExit` with a message for unknown or missing options, for values that do not fit, and for a
-    `ValueError` of a dataclass.
+    .yml, that file's entries are defaults of the flags after it. `defaults` are values of options that neither sets.
+    The help shows the options of `shown`, by default all. Raises `SystemExit` with a message for unknown or missing
+    options, for values that do not fit, and for a `ValueError` of a dataclass.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = words[-1:] == [DEBUG]

@@ -17,6 +17,7 @@ import torch
 from huggingface_hub import HfApi, try_to_load_from_cache
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedModel
+from transformers.utils import logging
 
 from modeling_mcm.action_mcm import MCMForActionRecommendation
 from modeling_mcm.checkpoint_mcm import CheckpointError, check_loaded
@@ -64,8 +65,8 @@ def find_head(folder: str) -> type[PreTrainedModel]:
 
 
 def _check_place(folder: str) -> None:
-    """Raises [`CheckpointError`] if a name is no folder, and no model of the Hub that is here or can be reached now: to
-    read it would try five times."""
+    """Raises [`CheckpointError`] if a name is no folder, and no model of the Hub that is here or can be reached now:
+    to read it would try five times."""
     if Path(folder).is_dir():
         return
     try:
@@ -104,10 +105,15 @@ def read_checkpoint(model_class: type[PreTrainedModel], folder: str, new: tuple[
         CheckpointError: If a file is missing or damaged, or if a weight is missing, of another shape, unknown to the
             model, NaN or infinite.
     """
-    with reading(folder, model_class.__name__):
-        loaded: Any = model_class.from_pretrained(
-            folder, output_loading_info=True, ignore_mismatched_sizes=True, **options
-        )
+    verbosity = logging.get_verbosity()
+    try:
+        logging.set_verbosity_error()  # transformers reports what `check_loaded` checks
+        with reading(folder, model_class.__name__):
+            loaded: Any = model_class.from_pretrained(
+                folder, output_loading_info=True, ignore_mismatched_sizes=True, **options
+            )
+    finally:
+        logging.set_verbosity(verbosity)
     model, loading = loaded
     check_loaded(model, folder, loading, new)
     return model

@@ -337,6 +337,21 @@ def test_two_conditions_and_what_changed(fitted, log):
     assert model.table(since_days=10**6, days=[30])["visits_30d_change"].isna().all()  # nobody was there
 
 
+def test_past_counts_and_wrong_conditions_are_told(bank, fitted):
+    reasons = {*bank[2].reasons(bank[0].labels["customer"][0], k=10**6)["reason"]}
+    assert "past_events_30d" in reasons and "events_30d" not in reasons
+    with pytest.raises(ValueError, match="`where` is 'amout_30d > 1', which can't be read .*Columns: .*'price_30d'"):
+        fitted[0].table("amout_30d > 1", days=[30])
+
+
+def test_labels_of_a_log_without_times_are_learned(log):
+    model = CustomerModel.fit(log.drop(columns="when"), {"order": "rows"}, learn=False, disable_tqdm=True)
+    labels = pd.DataFrame({"customer": model.customers, "even": [int(name[1:]) % 2 for name in model.customers]})
+    tuned = model.finetune(labels)
+    assert tuned.predict().shape == (len(labels), 2) and len(tuned.evaluate(labels)) == 1
+    assert len(tuned.reasons(model.customers[0], k=3)) == 3
+
+
 ASKED = {
     "unknown customer": (lambda model: model.embed(["nobody"]), "No customer 'nobody' among the events"),
     "a text": (lambda model: model.recommend("c07"), r"`customers` is 'c07', expected a list of ids: write \['c07'\]"),
