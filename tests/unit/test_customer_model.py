@@ -344,6 +344,11 @@ def test_past_counts_and_wrong_conditions_are_told(bank, fitted):
         fitted[0].table("amout_30d > 1", days=[30])
 
 
+def test_what_changed_is_told_without_a_warning_of_later_events(bank, caplog):
+    table = bank[2].table(since_days=7, days=[30])
+    assert table["visits_30d_change"].abs().sum() > 0 and "later than `as_of`" not in caplog.text
+
+
 def test_labels_of_a_log_without_times_are_learned(log):
     model = CustomerModel.fit(log.drop(columns="when"), {"order": "rows"}, learn=False, disable_tqdm=True)
     labels = pd.DataFrame({"customer": model.customers, "even": [int(name[1:]) % 2 for name in model.customers]})
