@@ -11,6 +11,7 @@
 A thin face over schema, preparation, training and the [`Predictor`]; each of them has more options.
 """
 
+import re
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, replace
@@ -18,7 +19,7 @@ from datetime import timedelta
 from functools import cached_property
 from numbers import Integral
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -294,7 +295,12 @@ class CustomerModel:
             known = [name for name in table.index if self._first_times[self._places[name]] <= before]
             past = self._describe(known, days, before) if known else table.head(0)
             table = table.join((table - past).add_suffix("_change"))
-        return table if where is None else table.query(where)
+        if where is None:
+            return table
+        try:
+            return table.query(where)
+        except (NameError, SyntaxError, ValueError, TypeError) as error:
+            raise ValueError(f"`where` is {where!r}, which can't be read ({error}). Columns: {[*table]}.") from None
 
     # ------------------------------------------------------------------------------------------------ labels of others
 
@@ -376,17 +382,17 @@ class CustomerModel:
             columns (`Mapping`, *optional*): By name, what further columns hold.
         """
         self._predictor.check_head(PREDICTING)
-        seconds = cast(float, self._check(Questions(label=True), as_of).as_of)
-        (row,) = Customers.of([{**self._row(customer), LABEL_COLUMNS: columns}]).before(
-            [seconds], self.feature_extractor.layout
-        )
-        terms, logits = self._predictor.model.terms(**self._predictor.inputs([row], seconds))
+        seconds = self._check(Questions(label=True), as_of).as_of
+        row = Customers.of([{**self._row(customer), LABEL_COLUMNS: columns}])
+        row = row if seconds is None else row.before([seconds], self.feature_extractor.layout)
+        terms, logits = self._predictor.model.terms(**self._predictor.inputs(row, seconds))
         classes = list(self.model.config.id2label.values())
         if label is not None and label not in classes:
             raise ValueError(f"No class {label!r}: this model predicts {classes}.")
         chosen = classes.index(label) if label is not None else int(logits[0].argmax()) if len(classes) > 2 else -1
         effects = terms[0, :, chosen] - (terms[0, :, 1 - chosen % 2] if len(classes) == 2 else 0)
-        names = list(self.model.base_model.state.names)
+        # The state's counts are of the past, and forecasts have such names, too
+        names = [re.sub(r"^(?=.*_(\d+|inf)d$)", "past_", name) for name in self.model.base_model.state.names]
         for column, values in self.model.config.label_columns.items():
             names += [f"{column}: {value}" if value else column for value in values]
         for task, size in self.model.config.label_sizes.items():
@@ -426,7 +432,7 @@ class CustomerModel:
         given = make_labels(table, name, customer, time, kind, self.feature_extractor.time_zone)
         if given.classes and given.classes != tuple(self.model.config.id2label.values()):
             raise ValueError(f"The labels are {given.classes}, the model's {self.model.config.id2label}: give both.")
-        customers = LabelledCustomers(self._prepare(folder).rows, given)
+        customers = LabelledCustomers(self._prepare(folder).rows, given, whole=self.as_of is None)
         scores = predict(self.model, read_inputs(self.model, self.feature_extractor, customers)[0])
         return pd.DataFrame([measure_labels(scores.numpy(), given.values, kind == NUMBER)])
 
@@ -452,8 +458,8 @@ class CustomerModel:
         customer = next((name for name in (schema.customer, "customer", "customer_id") if name in table), "customer")
         time = next((name for name in ("as_of", "time", schema.time) if name in table), None)
         if time is None:
-            time, now = "as_of", pd.Timestamp(self.as_of) + pd.Timedelta(seconds=1)
-            table = table.assign(as_of=now)
+            time = "as_of"
+            table = table.assign(as_of=pd.Timestamp(self.as_of or EPOCH) + pd.Timedelta(seconds=1))
         left = [name for name in table if name not in (customer, time)]
         if label is None and len(left) != 1:
             raise ValueError(f"The labels have the columns {left} besides customer and time: name one as `label`.")
@@ -525,6 +531,8 @@ class CustomerModel:
                 raise ValueError(f"No customer has an event until {as_of}: give a later `as_of`.")
         for part in np.split(places, range(AT_ONCE, len(places), AT_ONCE)):
             batch = self._customers.take(part)
+            if asked.as_of is not None:  # before the predictor, which warns of later events
+                batch = batch.before([asked.as_of + 1e-3] * len(part), self.feature_extractor.layout)
             if given:
                 batch.columns[LABEL_COLUMNS] = [given.get(name) for name in batch.columns["customer_id"]]
             parts.append(self._predictor.ask(batch, asked))

@@ -134,13 +134,14 @@ def parse_options(
     description: str | None,
     arguments: Sequence[str] | None = None,
     defaults: Mapping[str, object] | None = None,
+    shown: Sequence[str] = (),
 ) -> tuple[Any, ...]:
     """Fills one instance of each dataclass, as `HfArgumentParser` does, from the command line.
 
     `arguments` are the words after the command's name, by default those of this process; if the first ends in .yaml or
     .yml, that file's entries are defaults of the flags after it. `defaults` are values of options that neither sets.
-    Raises `SystemExit` with a message for unknown or missing options, for values that do not fit, and for a
-    `ValueError` of a dataclass.
+    The help shows the options of `shown`, by default all. Raises `SystemExit` with a message for unknown or missing
+    options, for values that do not fit, and for a `ValueError` of a dataclass.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = words[-1:] == [DEBUG]
@@ -154,6 +155,8 @@ def parse_options(
         allow_abbrev=False,
     )
     parser.set_defaults(**(defaults or {}))
+    for action in parser._actions:
+        action.help = action.help if not shown or action.dest in shown else argparse.SUPPRESS
     try:
         words = _read_words(words[: len(words) - debug])
     except (OSError, ValueError) as error:

@@ -281,7 +281,10 @@ def run(options: PredictionOptions, engine: EngineOptions) -> str:
     state.wait_for_everyone()
     if state.is_main_process and options.events:
         shutil.rmtree(folder / HISTORIES)
-    summary = f"{folder}: {customers:,} customers, {len(missing)} files written, the others were there"
+    there = len(job.parts(customers)) - len(missing)
+    summary = f"{folder}: {customers:,} customers, {len(missing)} files written" + f", {there} were there" * bool(
+        there
+    )
     return "\n".join([*totals, summary])
 
 

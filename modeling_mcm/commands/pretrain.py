@@ -16,6 +16,8 @@ The same command, started again, goes on from the last complete checkpoint. Opti
 for those of sampling: a batch has customers of similar length. A YAML file may hold any option, and flags win over it.
 """
 
+import sys
+
 from accelerate import PartialState
 
 from modeling_mcm.training.encoder.recipe import TRAINING
@@ -25,6 +27,14 @@ from modeling_mcm.training.pretraining import chosen_recipe, pretrain
 
 from .arguments import named_options, parse_options, report_errors
 
+START = """Fits scores, the customer embedding and forecasts on a prepared data set, without an encoder, in minutes.
+
+    mcm start --data data/prepared --output_dir runs/mine
+    mcm start --data data/prepared --network shipped            nothing is fitted, in seconds
+
+It takes the other options of `mcm pretrain`, too, which trains an encoder beside these."""
+STARTING = ("help", "data", "output_dir", "network", "max_events", "seed", "disable_tqdm")  # what its help shows
+
 
 def main() -> None:
     """Reads the options, trains or goes on training, and saves the model with its feature extractor."""
@@ -32,10 +42,11 @@ def main() -> None:
     option_classes = (ModelOptions, PretrainingArguments)
     # The recipe depends on --data, so the options are read twice, first with what most recipes have, as --help shows.
     has_own = {"eval_strategy", "save_strategy"} & named_options()
-    options, training = parse_options(*option_classes, description=__doc__, defaults={} if has_own else TRAINING)
+    words = {"description": START, "shown": STARTING} if sys.argv[0] == "mcm start" else {"description": __doc__}
+    options, training = parse_options(*option_classes, **words, defaults={} if has_own else TRAINING)
     with report_errors():
         recipe = chosen_recipe(options, named_options())
-        options, training = parse_options(*option_classes, description=__doc__, defaults=recipe.training)
+        options, training = parse_options(*option_classes, **words, defaults=recipe.training)
         pretrain(options, training, recipe)
     PartialState().destroy_process_group()  # its threads sometimes abort the process at its end
 

@@ -202,6 +202,7 @@ class LabelledCustomers:
     Args:
         on_unknown (`str`): What to do with labels of customers who have no event before the label's time in the data
             set: "error" raises an error, "drop" leaves these labels out.
+        whole (`bool`): Whether labels are of whole histories, because the log has no times.
 
     Raises:
         ValueError: with `on_unknown="error"`, if a customer is not in the prepared data set or has no event before the
@@ -209,11 +210,12 @@ class LabelledCustomers:
             label is left.
     """
 
-    def __init__(self, rows: datasets.Dataset, labels: CustomerLabels, on_unknown: str = ERROR):
+    def __init__(self, rows: datasets.Dataset, labels: CustomerLabels, on_unknown: str = ERROR, whole: bool = False):
         check_choice(on_unknown, "on_unknown", ON_UNKNOWN)
         batch = load_columns(rows, ["customer_id", "times"])
         times = batch.column("times")
         first = times[batch.starts]
+        labels = replace(labels, times=np.full(len(labels), times.max() + 1)) if whole else labels
         check_reached(times, labels.times, "labels")
         row_indices = pd.Index(batch.column("customer_id")).get_indexer(labels.customer_ids)
         is_known = row_indices >= 0

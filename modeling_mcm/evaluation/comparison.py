@@ -167,7 +167,7 @@ def baseline_warnings(results: pd.DataFrame, metric: str = "next_visit_ndcg@10")
             if baseline == OURS or ours is None or (ours + theirs).isna().all():
                 continue
             difference = paired_difference(theirs, ours)
-            if difference.mean > 0:
+            if difference.mean >= 0.00005:  # less is shown as 0.0000
                 interval = f"[{difference.low:.4f}, {difference.high:.4f}] ({difference.customers:,} customers)"
                 (under if difference.low > 0 else level).append(f"{task} by {difference.mean:.4f} {interval}")
         if under:

@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import HfApi, try_to_load_from_cache
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedModel
+from transformers.utils import logging
 
 from modeling_mcm.action_mcm import MCMForActionRecommendation
 from modeling_mcm.checkpoint_mcm import CheckpointError, check_loaded
@@ -51,13 +53,31 @@ def open_checkpoint(model_class: type[PreTrainedModel], folder: str) -> tuple[An
 
 def find_head(folder: str) -> type[PreTrainedModel]:
     """The class of the model that a folder says it holds, if that is one of `COMMANDS_OF`; else, also if the folder
-    can't be read, [`MCMForMultiTaskRecommendation`]."""
+    can't be read, [`MCMForMultiTaskRecommendation`]. Raises [`CheckpointError`] if it is no folder and the Hub has no
+    such model."""
+    _check_place(folder)
     try:
         architectures = MCMConfig.from_pretrained(folder).architectures
     except (OSError, ValueError, TypeError, AttributeError, RecursionError, StrictDataclassError):
         architectures = None
     heads = (head for head in COMMANDS_OF if [head.__name__] == architectures)
     return next(heads, MCMForMultiTaskRecommendation)
+
+
+def _check_place(folder: str) -> None:
+    """Raises [`CheckpointError`] if a name is no folder, and no model of the Hub that is here or can be reached now:
+    to read it would try five times."""
+    if Path(folder).is_dir():
+        return
+    try:
+        if not isinstance(try_to_load_from_cache(folder, "config.json"), str):
+            HfApi().model_info(folder, timeout=5)
+    except Exception as error:  # of the Hub's client, which depends on its version
+        reason = " ".join(str(error).split())
+        raise CheckpointError(
+            f"{folder} is no folder, and no model of the Hugging Face Hub ({type(error).__name__}: {reason}): check "
+            "the path or the name."
+        ) from error
 
 
 @contextmanager
@@ -71,8 +91,7 @@ def reading(folder: str, name: str) -> Iterator[None]:
     # RecursionError is a RuntimeError
     except (OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError, StrictDataclassError) as error:
         reason = " ".join(str(error).split())
-        hint = "" if Path(folder).is_dir() else " It is no folder here either: check the path or the name."
-        raise CheckpointError(f"{folder} can't be read as {name} ({type(error).__name__}: {reason}).{hint}") from error
+        raise CheckpointError(f"{folder} can't be read as {name} ({type(error).__name__}: {reason}).") from error
 
 
 def read_checkpoint(model_class: type[PreTrainedModel], folder: str, new: tuple[str, ...] = (), **options: Any) -> Any:
@@ -86,10 +105,15 @@ def read_checkpoint(model_class: type[PreTrainedModel], folder: str, new: tuple[
         CheckpointError: If a file is missing or damaged, or if a weight is missing, of another shape, unknown to the
             model, NaN or infinite.
     """
-    with reading(folder, model_class.__name__):
-        loaded: Any = model_class.from_pretrained(
-            folder, output_loading_info=True, ignore_mismatched_sizes=True, **options
-        )
+    verbosity = logging.get_verbosity()
+    try:
+        logging.set_verbosity_error()  # transformers reports what `check_loaded` checks
+        with reading(folder, model_class.__name__):
+            loaded: Any = model_class.from_pretrained(
+                folder, output_loading_info=True, ignore_mismatched_sizes=True, **options
+            )
+    finally:
+        logging.set_verbosity(verbosity)
     model, loading = loaded
     check_loaded(model, folder, loading, new)
     return model

@@ -43,7 +43,7 @@ def run_tutorial(folder, options="", last=""):
 
     Args:
         folder (Path): where the page's files are made.
-        options (str): more options of the training command.
+        options (str): options of `mcm pretrain` in the place of `mcm start`.
         last (str): a word of the block after which to stop; by default the last.
 
     Yields:
@@ -53,7 +53,9 @@ def run_tutorial(folder, options="", last=""):
     for language, _, code, shown in BLOCK.findall(PAGE.read_text(encoding="utf-8")):
         if language == "yaml":
             continue
-        longer = f"{code.rstrip()} {options}\n" if "mcm pretrain" in code else code
+        longer = (
+            f"{code.replace('start', 'pretrain').rstrip()} {options}\n" if options and "mcm start" in code else code
+        )
         command = [sys.executable, "-c", code] if language == "python" else ["bash", "-euc", longer]
         yield code, shown or None, run(command, folder)
         if last and last in code:
@@ -89,7 +91,7 @@ def remake_outputs():
 def remake_checkpoint():
     """Writes the checkpoint, and what the README's lines print with it."""
     with tempfile.TemporaryDirectory() as folder:
-        list(run_tutorial(Path(folder), SMALL, last="mcm pretrain"))
+        list(run_tutorial(Path(folder), SMALL, last="mcm start"))
         DUMMY.mkdir(exist_ok=True)
         for name in FILES:
             shutil.copyfile(Path(folder) / "run" / name, DUMMY / name)

@@ -10,8 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
-from choices import TINY_OVERRIDES
-from corner_shop import SCHEMA
+from corner_shop import SCHEMA, make_profile
 from folders import read_json
 from in_process import ROOT, call
 from tutorial import NOTEBOOK, run_notebook
@@ -22,13 +21,14 @@ from modeling_mcm import MCMForMultiTaskRecommendation
 def test_your_own_log_goes_from_a_file_to_scores(event_log, tmp_path, capsys, monkeypatch):
     event_log.to_csv(tmp_path / "log.csv", index=False)
     schema = tmp_path / "schema.yaml"
-    schema.write_text(yaml.safe_dump({key: value for key, value in SCHEMA.items() if key != "profile"}))
-    options = ["--config_overrides", *TINY_OVERRIDES, *"--max_steps 3 --disable_tqdm true --use_cpu true".split()]
+    schema.write_text(yaml.safe_dump(SCHEMA))
+    make_profile(event_log).to_csv(tmp_path / "profile.csv", index=False)
+    options = [str(tmp_path / "profile.csv"), *"--network shipped --disable_tqdm true --use_cpu true".split()]
     example = importlib.import_module("3_your_own_log")
-    script = str(ROOT / "training" / "run_pretrain.py")
 
     def run_here(words, check):
-        call("run_pretrain", *words[words.index(script) + 1 :])
+        assert words[:2] == ["mcm", "start"]
+        call("run_pretrain", "--encoder", "none", *words[2:])
 
     monkeypatch.setattr(example, "subprocess", SimpleNamespace(run=run_here))
     example.main(str(tmp_path / "log.csv"), str(schema), str(tmp_path / "run"), *options)

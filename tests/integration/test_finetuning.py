@@ -337,8 +337,10 @@ def test_the_example_learns_churn_and_kids(event_log, pretrained, prepared, tmp_
     assert "'true': " in said
 
 
-def test_labels_need_a_log_with_times(tmp_path):
+def test_labels_of_a_log_without_times_are_of_whole_histories(tmp_path):
     rows, schema = [(who, item) for who in "ab" for item in range(4)], {"order": "rows", "cutoffs": "leave_one_out"}
     data = prepare_items(tmp_path, rows, ["user", "item"], features=[{"name": "item"}], **schema)
-    with pytest.raises(ValueError, match="has no times but `order`"):
-        read_labels(data, LabelOptions(labels=str(tmp_path / "labels.csv")))
+    (tmp_path / "labels.csv").write_text("customer_id,label\na,1\nb,0\n")
+    customers = read_labels(data, LabelOptions(labels=str(tmp_path / "labels.csv")))
+    histories = customers.histories(np.array([0, 1]), data.extractor.layout)
+    assert [*histories.lengths] == [4, 4]

@@ -195,7 +195,7 @@ def test_spark_writes_the_same_bytes_and_resumes(spark, predict, save, prepared,
     first.unlink()
     second.write_bytes(second.read_bytes()[:-7])
     times = [path.stat().st_mtime_ns for path in others]
-    assert "34 customers, 2 files written" in predict(*options, out, "--engine", "spark")
+    assert "34 customers, 2 files written, 5 were there" in predict(*options, out, "--engine", "spark")
     assert content(out) == content(tmp_path / "one") and times == [path.stat().st_mtime_ns for path in others]
 
 

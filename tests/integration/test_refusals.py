@@ -40,7 +40,7 @@ evaluate --offers OUT | this needs an MCMForActionRecommendation
 evaluate --horizon_days 0.00001 | take a longer horizon
 evaluate --data OTHER | holds no manifest.json
 evaluate --model runs/absent/checkpoint-5 | checkpoint-5 is no folder
-evaluate --model runs/absent | It is no folder here
+evaluate --model runs/absent | runs/absent is no folder, and no model of the Hugging Face Hub
 evaluate --baselines lightgbm | lightgbm is not installed, which comes with an extra: pip install
 pretrain | required: --data
 pretrain --data DATA --steps_max 3 | unknown option '--steps_max'

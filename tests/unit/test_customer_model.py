@@ -193,12 +193,15 @@ def test_the_schemas_own_words_are_names_of_columns(log):
     assert "token_type_column" in guess_schema(wide).tasks
 
 
-WIDE = GROCERIES.join(pd.DataFrame(0, GROCERIES.index, range(200)).add_prefix("x"))
+WIDE = GROCERIES.join(pd.DataFrame({f"x{k}": draw(9) for k in range(200)}))
 BOTH = draw(["11/1/2000", "2/3/2001"])
 NAMED = ["007" if number == 7 else number for number in range(40)] * (ROWS // 40)
 WRONG = {
-    "no time": (GROCERIES.drop(columns="time"), "is named like a time: give schema={'time': 'COLUMN'}"),
-    "no customer": (GROCERIES.drop(columns="customer_id"), "No column of .* is named like a customer"),
+    "no time": (GROCERIES.drop(columns="time"), "is a time: give schema={'time': 'COLUMN'}"),
+    "no customer": (
+        GROCERIES.drop(columns="customer_id"),
+        "customer: 'basket_id' or 'product' or 'category'. Give schema={'customer': 'basket_id'}",
+    ),
     "one customer": (GROCERIES.assign(customer_id=1), "Column 'customer_id' has 1 customer"),
     "small numbers": (GROCERIES.assign(time=draw(99)), r"Column 'time' has numbers such as .*to_timedelta"),
     "durations": (GROCERIES.assign(time=TIMES - TIMES.min()), "Column 'time' has durations such as .*Timestamp"),
@@ -206,7 +209,7 @@ WRONG = {
     "no way": (GROCERIES.assign(time="31/31/2024"), "Column 'time' has '31/31/2024'.*format=..."),
     "7 beside 007": (GROCERIES.assign(customer_id=NAMED[1:] + [7]), "the text '007' and the number 7"),
     "lists": (GROCERIES.assign(tags=[["a"]] * ROWS), r"Column 'tags' has .*\(list\).*leave the column out"),
-    "200 columns": (WIDE, "The table has 207 columns.*choose some"),
+    "200 columns": (WIDE, "The table has 207 columns that vary.*choose some"),
     "two of a name": (GROCERIES.rename(columns={"category": "product"}), "Two columns are named 'product'"),
     "a number as name": (GROCERIES.rename(columns={"price": 5}), "Column 5 has no text as its name"),
     "no rows": (GROCERIES.head(0), "The table of events has no row"),
@@ -226,12 +229,12 @@ def test_a_column_that_is_not_there_is_named():
         guess_schema(GROCERIES, {"token_type": "produkt"})
 
 
-def test_null_customers_are_refused_or_left_out():
+def test_rows_without_a_customer_are_left_out_and_counted():
     events = GROCERIES.assign(customer_id=GROCERIES["customer_id"].where(GROCERIES.index > 9))
     with pytest.raises(ValueError, match="Column 'customer_id' is null in 10 of 600 events.*on_null: drop"):
-        CustomerModel.fit(events)
-    model = CustomerModel.fit(events, {"on_null": "drop"}, disable_tqdm=True)
-    assert len(model.customers) == 40
+        CustomerModel.fit(events, {"on_null": "error"})
+    model = CustomerModel.fit(events, disable_tqdm=True)
+    assert len(model.customers) == 40 and "; 10 of 600 rows have none and are left out" in str(model.reader)
 
 
 @pytest.fixture(scope="module")
@@ -332,6 +335,26 @@ def test_two_conditions_and_what_changed(fitted, log):
     pd.testing.assert_series_equal(told, old.reindex(told.index), check_names=False, rtol=1e-4)
     assert len(told) == len(old)
     assert model.table(since_days=10**6, days=[30])["visits_30d_change"].isna().all()  # nobody was there
+
+
+def test_past_counts_and_wrong_conditions_are_told(bank, fitted):
+    reasons = {*bank[2].reasons(bank[0].labels["customer"][0], k=10**6)["reason"]}
+    assert "past_events_30d" in reasons and "events_30d" not in reasons
+    with pytest.raises(ValueError, match="`where` is 'amout_30d > 1', which can't be read .*Columns: .*'price_30d'"):
+        fitted[0].table("amout_30d > 1", days=[30])
+
+
+def test_what_changed_is_told_without_a_warning_of_later_events(bank, caplog):
+    table = bank[2].table(since_days=7, days=[30])
+    assert table["visits_30d_change"].abs().sum() > 0 and "later than `as_of`" not in caplog.text
+
+
+def test_labels_of_a_log_without_times_are_learned(log):
+    model = CustomerModel.fit(log.drop(columns="when"), {"order": "rows"}, learn=False, disable_tqdm=True)
+    labels = pd.DataFrame({"customer": model.customers, "even": [int(name[1:]) % 2 for name in model.customers]})
+    tuned = model.finetune(labels)
+    assert tuned.predict().shape == (len(labels), 2) and len(tuned.evaluate(labels)) == 1
+    assert len(tuned.reasons(model.customers[0], k=3)) == 3
 
 
 ASKED = {

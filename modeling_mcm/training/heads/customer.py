@@ -29,7 +29,7 @@ from modeling_mcm.data.labels import (
 )
 from modeling_mcm.data.tables import read_table_file
 from modeling_mcm.evaluation.metrics import mean_auc, measure_labels, rank_correlation
-from modeling_mcm.events_mcm import SECONDS_PER_DAY, naming
+from modeling_mcm.events_mcm import EPOCH, SECONDS_PER_DAY, naming
 from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
 from modeling_mcm.folders import file_digest
 from modeling_mcm.option import option
@@ -87,19 +87,16 @@ class LabelOptions:
 
 def read_labels(data: PreparedData, options: LabelOptions) -> LabelledCustomers:
     """Reads the labels with the histories before them, and warns of labels that are left out. Raises `ValueError` if
-    the log has no times, if the table of labels is not as its options say, or if a customer is unknown and
+    the table of labels is not as its options say, or if a customer is unknown and
     `on_unknown` makes that an error."""
     schema = data.schema
-    if schema.order is not None:
-        raise ValueError(
-            f"The log {schema.name} has no times but `order`, so nothing says which events came before a label: "
-            "prepare a log with times."
-        )
     columns = (options.label, options.customer_column, options.time_column)
     table = read_table_file(str(options.labels), columns[1:])
+    if schema.order is not None:  # no times: a label is of the whole history
+        table[options.time_column] = EPOCH
     with naming(str(options.labels)):
         labels = make_labels(table, *columns, options.label_kind, schema.time_zone)
-    customers = LabelledCustomers(data.rows, labels, options.on_unknown)
+    customers = LabelledCustomers(data.rows, labels, options.on_unknown, schema.order is not None)
     if customers.dropped:
         logger.warning(
             f"{customers.dropped:,} of {len(labels):,} labels are left out: no event of their customer is known "
@@ -127,7 +124,7 @@ def read_inputs(
     for start in logging.tqdm(range(0, len(times), AT_ONCE), desc="Histories", unit="batch"):
         chosen: Any = np.arange(len(times))[start : start + AT_ONCE]
         rows = customers.histories(chosen, extractor.layout)
-        outputs = predictor.run(predictor.inputs(rows, times[chosen]))
+        outputs = predictor.run(predictor.inputs(rows, None if extractor.schema.order else times[chosen]))
         days = (times[chosen] - [row["times"].max() for row in rows]) / SECONDS_PER_DAY
         parts.append((outputs.numbers.cpu(), csr_array(outputs.label_counts.cpu().numpy()), days))
     numbers, counts, since = zip(*parts, strict=True)
@@ -194,7 +191,7 @@ def train_to_labels(options: FineTuningOptions, label_options: LabelOptions) -> 
             scores = predict(model, inputs.of(held_out))
             metrics = measure_labels(scores.numpy(), labels.values[held_out], labels.kind == NUMBER)
             metrics["loss"] = model.compute_loss(scores, values[held_out]).item()
-            if len(labels.classes) == 2:
+            if len(labels.classes) == 2 and data.schema.order is None:
                 # a long absence may speak against it
                 days = days * (-1 if rank_correlation(labels.values[trained_on], days[trained_on]) < 0 else 1)
                 area = mean_auc(labels.values[held_out], np.stack([-days, days], 1)[held_out])

@@ -79,6 +79,15 @@ def test_a_model_by_name_is_that_of_the_configuration(name, tmp_path, monkeypatc
     assert make_config(name)["hidden_size"] == 8  # a folder of this name goes first
 
 
+def test_help_of_start_is_of_start(run, capsys):
+    with pytest.raises(SystemExit):
+        run("start", "--help")
+    words = capsys.readouterr().out
+    assert "without an encoder, in minutes" in words and {*re.findall(r"^  --(\w+)", words, re.M)} == {
+        *("data", "output_dir", "network", "max_events", "seed", "disable_tqdm")
+    }
+
+
 def test_start_is_pretraining_without_an_encoder(run, monkeypatch):
     said = []
     pretrain = importlib.import_module("modeling_mcm.commands.pretrain")
