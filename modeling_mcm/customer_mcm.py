@@ -37,8 +37,9 @@ class MCMPredictionOutput(ModelOutput):
         For classes the scores before the softmax; for a number the predicted number.
     pooler_output (`torch.FloatTensor` of shape `(batch_size, state_size)`):
         Customer state at `as_of`.
-    numbers (`torch.FloatTensor` of shape `(batch_size, state_size + num_numbers)`):
-        The state and the numbers of further columns, which the head reads.
+    numbers (`torch.FloatTensor` of shape `(batch_size, state_size + num_numbers + num_kinds)`):
+        The state, the numbers of further columns, and the silences by kind of event ([`measure_silences`]), which the
+        head reads.
     label_counts (`torch.FloatTensor` of shape `(batch_size, num_all_labels)`):
         Logarithms of 1 plus the number of events with each label of each task until `as_of`, as a vector of length 1,
         which the head reads.
@@ -52,11 +53,11 @@ class MCMPredictionOutput(ModelOutput):
 
 
 class PredictionHead(Exact):
-    """A linear model W s + U x + b of s, the state and further columns, and of x, the label counts, as
+    """A linear model W s + U x + b of s, the state, further columns and silences, and of x, the label counts, as
     [`MCMPredictionOutput`] has them.
 
     Args:
-        numbers, labels, classes (`int`): S + K, V and C.
+        numbers, labels, classes (`int`): S + K + E, V and C.
     """
 
     def __init__(self, numbers: int, labels: int, classes: int):
@@ -65,7 +66,7 @@ class PredictionHead(Exact):
         self.labels = nn.Linear(labels, classes, bias=False)
 
     def forward(self, numbers: Tensor, counts: Tensor) -> Tensor:
-        """Scores `(B, C)` from numbers `(B, S + K)` and counts `(B, V)`, as [`MCMPredictionOutput`] has them."""
+        """Scores `(B, C)` from numbers `(B, S + K + E)` and counts `(B, V)`, as [`MCMPredictionOutput`] has them."""
         return self.state(numbers) + self.labels(counts)
 
 
@@ -99,7 +100,9 @@ class MCMForCustomerPrediction(MCMPreTrainedModel):
                 f"with 1, or {CLASSIFYING!r} with 2 or more. Several labels of a customer are several models."
             )
         self.model = MCMModel(config)
-        size = config.state_size + sum(map(len, config.label_columns.values()))
+        sizes = dict(zip(config.features, config.vocabulary_sizes, strict=True))
+        self.num_kinds = sizes.get(config.kind_feature or "", 0)
+        size = config.state_size + sum(map(len, config.label_columns.values())) + self.num_kinds
         self.prediction_head = PredictionHead(size, sum(config.label_sizes.values()), self.num_labels)
         self.post_init()
 
@@ -119,12 +122,25 @@ class MCMForCustomerPrediction(MCMPreTrainedModel):
 
     @torch.no_grad()
     def terms(self, **inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """The terms `(B, S + K + V, C)` that the scores are sums of, besides the bias: of each number of the state, of
-        each one of further columns, then of each label of each task. With them the scores `(B, C)`. The arguments are
-        those of `forward`."""
+        """The terms `(B, S + K + E + V, C)` that the scores are sums of, besides the bias: of each number of the
+        state, each further column, each silence, then each label of each task. With them the scores `(B, C)`. The
+        arguments are those of `forward`."""
         outputs, head = self(**inputs), self.prediction_head
         read = torch.cat([outputs.numbers, outputs.label_counts], 1)
         return read[..., None] * torch.cat([head.state.weight, head.labels.weight], 1).T, outputs.logits
+
+    def measure_silences(self, kinds: Tensor, times: Tensor, is_counted: Tensor, as_of: Tensor | None) -> Tensor:
+        """log(1 + days) `(B, E)` from the last event of each kind until `as_of` `(B,)`, of those that are counted,
+        all `(B, L)`. Of a kind that a customer never had it is the time since the first event: whose salary goes
+        elsewhere is leaving. A long silence counts as in the state."""
+        first = times.masked_fill(~is_counted, torch.inf).amin(1, keepdim=True)  # (B, 1)
+        times = times.masked_fill(~is_counted, -torch.inf)
+        latest = times.amax(1, keepdim=True)  # (B, 1)
+        longest = latest + cast(Tensor, self.model.state.longest_silence)
+        end = latest if as_of is None else torch.minimum(as_of[:, None], longest)
+        last = times.new_full((len(times), self.num_kinds), -torch.inf).scatter_reduce(1, kinds, times, "amax")
+        days = end - torch.where(last.isfinite(), last, first)
+        return days.nan_to_num(0.0, 0.0, 0.0).clamp(min=0).log1p()
 
     def compute_loss(self, scores: Tensor, labels: Tensor) -> Tensor:
         """Computes the mean loss of scores `(B, C)` and labels `(B,)`."""
@@ -177,9 +193,13 @@ class MCMForCustomerPrediction(MCMPreTrainedModel):
             ids = input_ids[:, 1:, self.config.features.index(task)]
             counts.append(sum_by_value(ids, (is_counted & (ids >= FIRST_LABEL)).float(), size))
         had, head = F.normalize(torch.cat(counts, 1).log1p()), self.prediction_head
-        numbers = F.pad(state, (0, head.state.in_features - state.shape[1]))
-        if label_columns is not None:
-            numbers[:, state.shape[1] :] = label_columns
+        if label_columns is None:
+            label_columns = state.new_zeros(len(state), head.state.in_features - state.shape[1] - self.num_kinds)
+        numbers = torch.cat([state, label_columns], 1)
+        if self.num_kinds:
+            kinds = input_ids[:, 1:, self.config.features.index(cast(str, self.config.kind_feature))]
+            silences = self.measure_silences(kinds, cast(Tensor, event_times)[:, 1:], is_counted & (kinds > 0), as_of)
+            numbers = torch.cat([numbers, silences], 1)
         scores = head(numbers, had)
         loss = None if labels is None else self.compute_loss(scores, labels)
         return MCMPredictionOutput(loss, scores, state, numbers, had)

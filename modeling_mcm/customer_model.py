@@ -395,6 +395,8 @@ class CustomerModel:
         names = [re.sub(r"^(?=.*_(\d+|inf)d$)", "past_", name) for name in self.model.base_model.state.names]
         for column, values in self.model.config.label_columns.items():
             names += [f"{column}: {value}" if value else column for value in values]
+        kinds = ["", "", *self.feature_extractor.vocabularies.get(self.feature_extractor.token_type_feature, [])]
+        names += [f"days_since_{kind}" for kind in kinds[: self.model.num_kinds]]
         for task, size in self.model.config.label_sizes.items():
             names += [f"{task}: {text}" for text in self.feature_extractor.decode_labels(task, range(size))]
         order = effects.abs().argsort(descending=True, stable=True)[:k].tolist()

@@ -219,3 +219,18 @@ def test_pipeline_refuses_an_untrained_head(make_model, extractor, tmp_path):
         part.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="has no trained head for customer-prediction: chances would be made up"):
         pipeline("customer-prediction", model=str(tmp_path))
+
+
+def test_the_head_reads_how_long_each_kind_of_event_is_ago(make_model, extractor, event_log):
+    model = make_model(kind_feature="type")
+    for name in ("c01", "c03"):
+        customer, kinds = find_customer(event_log, name), extractor.vocabularies["type"]
+        row = extractor.encode(customer)
+        row = {key: value[-9:] if np.ndim(value) else value for key, value in row.items()}  # fewer than are read
+        as_of = int(row["times"][-1]) + 86_400 * 5
+        found = model(**extractor.pad([row], as_of=[as_of])).numbers[0, -model.num_kinds :]
+        ids, first = row["feature_type"], row["times"].min()
+        last = [row["times"][ids == number].max(initial=first) for number in range(2 + len(kinds))]
+        wanted = torch.from_numpy(np.log1p((as_of - np.array(last)) / 86_400)).float()
+        torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
+            assert len(found.unique()) > 1

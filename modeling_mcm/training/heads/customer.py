@@ -42,15 +42,16 @@ from .finetuning import FineTuningOptions, HeadInputs, draw_folds, fine_tune, fi
 
 logger = logging.get_logger(__name__)
 NEW = "prediction_head."
+LEAST_SPREAD = 0.05  # standard deviation of a silence
 AT_ONCE = 64  # histories that are read at a time
 PENALTIES = (400.0, 120.0, 40.0, 10.0, 4.0, 1.5, 0.5)  # of `fit_linear`
-# Heads that are averaged: factors of the state's standardised numbers by the first part of their names, that of
-# labels, and the head's weight before any example. Who the customer is stands in labels, and who leaves in plain
-# counts. A hundred examples hardly say which, but where counts decide they say it clearly.
+# Heads that are averaged: factors of the state's standardised numbers by the first part of their names, those of
+# silences and of labels, and the head's weight before any example. Who the customer is stands in labels, and who
+# leaves in plain counts. A hundred examples hardly say which, but where counts decide they say it clearly.
 SCALES = [
-    ({WHITENED: 0.06, ROTATED: 0.015, "": 0.03}, 1.0, 20.0),
-    ({WHITENED: 0.2, ROTATED: 0.05, "": 0.1}, 1.0, 1.0),
-    ({WHITENED: 0.0, ROTATED: 0.0, "": 1.0}, 0.0, 1.0),
+    ({WHITENED: 0.06, ROTATED: 0.015, "": 0.03}, 0.03, 1.0, 20.0),
+    ({WHITENED: 0.2, ROTATED: 0.05, "": 0.1}, 0.1, 1.0, 1.0),
+    ({WHITENED: 0.0, ROTATED: 0.0, "": 1.0}, 0.3, 0.0, 1.0),
 ]
 
 
@@ -144,8 +145,11 @@ def fit_head(model: MCMForCustomerPrediction, inputs: HeadInputs, labels: torch.
     head, compute_loss = model.prediction_head, model.compute_loss
     std, scales = inputs.numbers.std(0).clamp(min=1e-9), []
     std[: len(names)] = std[: len(names)].clamp(min=1e-3)
-    for by_name, label_factor, prior in SCALES:
+    silences = slice(len(std) - model.num_kinds, None)
+    std[silences] = std[silences].clamp(min=LEAST_SPREAD)
+    for by_name, silence_factor, label_factor, prior in SCALES:
         factors = torch.ones_like(std)
+        factors[silences] = silence_factor
         for place, name in enumerate(names):
             factors[place] = next(factor for start, factor in by_name.items() if name.startswith(start))
         scales.append((factors / std, label_factor, prior))
