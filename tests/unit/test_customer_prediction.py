@@ -233,4 +233,4 @@ def test_the_head_reads_how_long_each_kind_of_event_is_ago(make_model, extractor
         last = [row["times"][ids == number].max(initial=first) for number in range(2 + len(kinds))]
         wanted = torch.from_numpy(np.log1p((as_of - np.array(last)) / 86_400)).float()
         torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
-            assert len(found.unique()) > 1
+        assert len(found.unique()) > 1
