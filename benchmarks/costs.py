@@ -18,11 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
+from transformers import HfArgumentParser
+from transformers.hf_argparser import HfArg
 
 from logs import LOGS, prepared
-from modeling_mcm.commands.arguments import command
 from modeling_mcm.data import PreparedData
-from modeling_mcm.option import option
 
 PAGE = """# What the commands cost
 
@@ -62,15 +62,15 @@ def measure(words: list[str]) -> dict[str, float]:
 class CostOptions:
     """Which log the commands run on."""
 
-    log: str = option("Log of `benchmarks/logs.py`.", "complete_journey")
-    data: str = option("Folder of the logs.", "data")
-    runs: str = option("Folder of the runs, which is emptied.", "runs/costs")
-    output: str = option("File of the page.", "docs/costs.md")
+    log: str = HfArg(default="complete_journey", help="Log of `benchmarks/logs.py`.")
+    data: str = HfArg(default="data", help="Folder of the logs.")
+    runs: str = HfArg(default="runs/costs", help="Folder of the runs, which is emptied.")
+    output: str = HfArg(default="docs/costs.md", help="File of the page.")
 
 
-@command(__doc__, CostOptions)
-def main(options: CostOptions) -> None:
+def main() -> None:
     """Runs the commands, and writes the page."""
+    (options,) = HfArgumentParser(CostOptions, description=__doc__).parse_args_into_dataclasses()
     data, runs = prepared(LOGS[options.log], options.data), Path(options.runs)
     shutil.rmtree(runs, ignore_errors=True)
     rows = {f"`mcm {name}`": measure(words) for name, words in list_commands(data, runs)}

@@ -34,7 +34,7 @@ from modeling_mcm.data import PreparedData
 from modeling_mcm.data.collator import PreparedRows
 from modeling_mcm.data.offers import OfferReader, load_offers
 from modeling_mcm.evaluation.offers import score_offers
-from modeling_mcm.page.views import SENDS, PageContent
+from modeling_mcm.page.views import SENDS, Filters, PageContent
 from modeling_mcm.training.checkpoints import find_head, open_checkpoint
 from modeling_mcm.training.heads.customer import LabelOptions, read_labels
 from modeling_mcm.training.state import fit_state
@@ -280,12 +280,12 @@ def test_the_page_lists_a_label_and_offers_of_all_customers(
     show(pretrained, "--tuned", *tuned.values(), *actions, fails="shown")
     page = PageContent(shown[0].wait())
     likes, taken = predict(tuned["likes"], "--as_of", TEST), predict(tuned["offers"], "--as_of", TEST, *actions)
-    found = page.find("", "likes, %", None, None, True).set_index("customer")
+    found = page.answer(Filters(column="likes, %", falls=True)).table.set_index("customer")
     assert found["likes, %"].is_monotonic_decreasing
     assert found["likes, %"].to_dict() == pytest.approx((100 * likes["predicted_true"]).to_dict(), abs=0.006)
     for action, chance in zip(*taken.loc["c07"], strict=True):
         assert found.loc["c07", f"offers: {action} conversion, %"] == pytest.approx(100 * chance, abs=0.006)
-    sent = page.answer_question(SENDS, budget=34).set_index("customer").loc["c07"]
+    sent = page.answer(Filters(SENDS)).table.set_index("customer").loc["c07"]
     assert sent["send"] == f"offers: {taken.loc['c07', 'conversion'][0]} conversion"
     monkeypatch.setattr("modeling_mcm.scoring.scorer.BatchScorer.score", None)  # the second start reads them
     show(pretrained, "--tuned", *tuned.values(), *actions, fails="shown")
