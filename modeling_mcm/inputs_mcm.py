@@ -292,18 +292,7 @@ def pad_rows(
     filled = [*layout.sizes] if features is None else [*{[*layout.sizes][token_index], *features}]
     columns = {name: f"{'profile' if name in layout.profile else 'feature'}_{name}" for name in filled}
     numeric = [f"value_{name}" for name in layout.numeric if features is None or name in features]
-    names = ["times", "visits", *columns.values(), *numeric]
-    try:
-        batch = Customers.of(rows, [*names, "customer_id"])
-        batch = close_visits(batch, is_past(batch, as_of), layout)
-        starts = np.array([first_kept(length, window - extra) for length in batch.lengths.tolist()])
-        if starts.any():
-            batch = batch.select(batch.places >= starts[batch.row])
-        values = {name: batch.column(name) for name in names}
-    except KeyError as error:
-        raise ValueError(
-            f"A row has no {error}; prepare the data with the schema of this checkpoint and this version."
-        ) from None
+    batch, values = select_read(rows, ["visits", *columns.values(), *numeric], layout, window - extra, as_of)
     lengths, shape = batch.lengths, (len(batch), int(batch.lengths.max()) + extra)
     cells = batch.row * shape[1] + batch.places + 1  # flat indices of the events
 
@@ -313,8 +302,9 @@ def pad_rows(
         filled.reshape(-1, *event_values.shape[1:])[cells] = event_values
         return filled
 
-    first_times, first_visits = (np.append(values[name], 0)[batch.starts] for name in ("times", "visits"))
-    event_times = fill((values["times"] - first_times[batch.row]) / SECONDS_PER_DAY, np.float32)
+    days, ends = measure_days(batch, as_of)
+    event_times = fill(days, np.float32)
+    first_visits = np.append(values["visits"], 0)[batch.starts]
     visit_ids = fill(values["visits"] - first_visits[batch.row] + 1, np.int64)
     attention_mask = (np.arange(shape[1]) < lengths[:, None] + extra).astype(np.int64)
     by_feature = np.zeros((len(layout.sizes), *shape), np.int64)  # who reads a feature reads what lies side by side
@@ -322,10 +312,7 @@ def pad_rows(
     for index, (feature, size) in enumerate(layout.sizes.items()):
         if feature not in columns:
             continue
-        ids = np.asarray(values[columns[feature]])
-        if ids.min(initial=0) < 0 or ids.max(initial=0) >= size:
-            mismatch = f"Feature {feature!r} has ids from {ids.min()} to {ids.max()}, this checkpoint has {size}"
-            raise ValueError(f"{mismatch}; prepare the data with its feature extractor.")
+        ids = check_ids(feature, values[columns[feature]], size)
         if feature in layout.profile:
             by_feature[index, :, 0] = ids
         else:
@@ -336,16 +323,58 @@ def pad_rows(
         input_ids[last] = [0 if feature in layout.profile else UNKNOWN_ID for feature in layout.sizes]
         event_times[last] = event_times[last[0], lengths]
         visit_ids[last] = visit_ids[last[0], lengths] + 1
-    if (event_times[:, 1:] < event_times[:, :-1])[attention_mask[:, 1:] > 0].any():
-        event_times = np.maximum.accumulate(event_times, axis=1) * attention_mask.astype(np.float32)
     inputs: dict = {"input_ids": input_ids, "attention_mask": attention_mask}
     inputs |= {"visit_ids": visit_ids, "event_times": event_times}
     if numeric:
         inputs["event_values"] = fill(np.stack([values[name] for name in numeric], axis=1), np.float32)
     if as_of is not None:
-        waited = np.where(lengths > 0, np.asarray(as_of) - first_times, 0)
-        inputs["as_of"] = (waited / SECONDS_PER_DAY).astype(np.float32)
+        inputs["as_of"] = ends
     return inputs
+
+
+def check_ids(feature: str, values: Any, size: int) -> NDArray:
+    """The ids of a feature as an array. Raises `ValueError` if one is not below the number of ids."""
+    ids = np.asarray(values)
+    if ids.min(initial=0) < 0 or ids.max(initial=0) >= size:
+        mismatch = f"Feature {feature!r} has ids from {ids.min()} to {ids.max()}, this checkpoint has {size}"
+        raise ValueError(f"{mismatch}; prepare the data with its feature extractor.")
+    return ids
+
+
+def select_read(
+    rows: Sequence[Mapping],
+    names: Sequence[str],
+    layout: InputLayout,
+    window: int,
+    as_of: Sequence[float] | NDArray | None,
+) -> tuple[Customers, dict]:
+    """Selects the events that a model reads, see [`first_kept`], and gives some of their columns by name. Raises
+    `ValueError` if a row lacks one."""
+    try:
+        batch = Customers.of(rows, ["times", *names, "customer_id"])
+        batch = close_visits(batch, is_past(batch, as_of), layout)
+        starts = np.array([first_kept(length, window) for length in batch.lengths.tolist()])
+        if starts.any():
+            batch = batch.select(batch.places >= starts[batch.row])
+        return batch, {name: batch.column(name) for name in names}
+    except KeyError as error:
+        raise ValueError(
+            f"A row has no {error}; prepare the data with the schema of this checkpoint and this version."
+        ) from None
+
+
+def measure_days(batch: Customers, as_of: Sequence[float] | NDArray | None) -> tuple[NDArray, NDArray]:
+    """Days from the first event of each customer to the latest event so far, `(E,)`, as visits may overlap, and to
+    `as_of`, by default the last event, `(B,)`; 0 without events."""
+    times = batch.column("times")
+    first = np.append(times, 0)[batch.starts]  # (B,)
+    seconds = np.maximum(times - first[batch.row], 0)  # (E,)
+    apart = batch.row * (seconds.max(initial=0) + 1)  # so that no customer is compared with the one before
+    seconds = np.maximum.accumulate(seconds + apart) - apart
+    last = np.append(seconds, 0)[batch.starts + batch.lengths - 1]
+    ends = last if as_of is None else np.asarray(as_of) - first
+    days = (seconds / SECONDS_PER_DAY).astype(np.float32)
+    return days, (np.where(batch.lengths > 0, ends, 0) / SECONDS_PER_DAY).astype(np.float32)
 
 
 def close_visits(batch: Customers, stays: BoolArray, layout: InputLayout) -> Customers:
@@ -359,10 +388,12 @@ def close_visits(batch: Customers, stays: BoolArray, layout: InputLayout) -> Cus
     token = f"feature_{list(layout.sizes)[layout.start[0]]}"
     kinds = batch.column(token)
     closes, index = kinds == layout.closing, np.arange(len(kinds))
+    opens = run_starts(batch.row, batch.column("visits"))
+    if stays.all() and not np.any(closes[:-1] & ~opens[1:]):  # each visit has its end
+        return batch
     if not closes.any():
-        return batch if stays.all() else batch.select(stays)
-    visits = batch.column("visits")
-    visit = np.cumsum(run_starts(batch.row, visits)) - 1
+        return batch.select(stays)
+    visit = np.cumsum(opens) - 1
     last, has_end = np.full(visit[-1] + 1, -1), np.ones(visit[-1] + 1, bool)
     has_end[visit[~stays & ~closes]] = False  # unless there is a target before
     stays = stays & ~closes
