@@ -13,6 +13,7 @@ Shapes: B customers, T tasks, R = B T rows, L events, E labelled events of all r
 all tasks, P labels of all histories, N candidates of all rows.
 """
 
+from functools import lru_cache
 from math import log
 from typing import NamedTuple
 
@@ -409,9 +410,14 @@ def break_ties(values: Tensor, largest: bool = True) -> Tensor:
     """Values `(..., C)` from 0 on in double precision, of which no two are equal: of equal ones the first column
     becomes the largest, or the smallest. They move by less than the distance between numbers in single precision, so
     what `topk` and `sort` find is the same in every batch and on every machine."""
-    number, step = values.shape[-1], -TIE if largest else TIE
-    factors = torch.linspace(1, 1 + step * (number - 1), number, dtype=torch.double, device=values.device)
+    factors = _make_factors(values.shape[-1], -TIE if largest else TIE, values.device)
     return values.to(torch.double, copy=True).add_(LEAST).mul_(factors)
+
+
+@lru_cache(16)
+def _make_factors(number: int, step: float, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):  # also for calls that need gradients
+        return torch.linspace(1, 1 + step * (number - 1), number, dtype=torch.double, device=device)
 
 
 def compare(row: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:

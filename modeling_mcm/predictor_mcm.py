@@ -305,13 +305,13 @@ class Predictor:
             outputs = self.run(inputs, self.model if tasks else self.model.base_model, parts=parts, **options)
         columns: Columns = {EMBEDDING: outputs.pooler_output} if asked.embedding else {}
         columns |= {name: outputs.forecasts[name] for name in told.names()} if asked.forecasts else {}
-        for task in tasks:
-            best = self._choose(customers, asked, task, outputs.logits[task])
+        chosen = {task: self._choose(customers, asked, task, outputs.logits[task]) for task in tasks}
+        chances = self.model.chances({task: best.log_p for task, best in chosen.items()}, asked.horizon_days)
+        for task, best in chosen.items():
             columns |= {task: best.labels, task + SCORES: best.scores}
-            chances = self.model.chances(task, best.log_p, asked.horizon_days)
-            if chances is not None:
+            if task in chances:
                 comes = outputs.forecasts[f"{CHANCE}_{HORIZON_DAYS:g}d"][:, None] if may_stay_away else 1
-                columns[task + CHANCES] = chances * comes  # (B, k)
+                columns[task + CHANCES] = chances[task] * comes  # (B, k)
         return columns
 
     def _count(self, customers: Customers, asked: CheckedQuestions) -> MCMRecommendationOutput:
@@ -328,7 +328,8 @@ class Predictor:
         kinds = 0 * values[kind] if config.kind_feature is None else np.maximum(values[kind] - FIRST_LABEL, 0)
         days, ends = measure_days(batch, as_of)
         events = (batch.row, np.stack(ids).astype(np.int64), values["visits"], days, kinds.astype(np.int64), ends)
-        history = LabelHistory.from_events(*(torch.from_numpy(column).to(model.device) for column in events))
+        device = model.device  # which transformers looks up anew each time
+        history = LabelHistory.from_events(*(torch.from_numpy(column).to(device) for column in events))
         question = NEXT_VISIT if asked.horizon_days is None else WITHIN
         places = [config.tasks.index(task) for task in asked.tasks]
         scores = model.scorer.score(places, history, question=question)

@@ -508,18 +508,18 @@ class LabelScorer(Exact):
         return lowest.scatter_reduce(0, row[unseen], values[unseen], "mean", include_self=False)
 
     @staticmethod
-    def chances(chance: Tensor | Sequence[Tensor | float], log_probabilities: Tensor) -> Tensor:
+    def chances(chance: Sequence[Tensor] | Tensor, log_probabilities: Tensor) -> Tensor:
         """Chances that labels come, of which there are several: sigmoid(a + b log p + c p). Beyond its largest value
         the argument rises by `LEAST_RISE` log p, so that no two labels tie.
 
         Args:
-            chance (`torch.FloatTensor` of shape `(3,)`, or numbers): A, b and c of task and question, fitted on
-                validation cases.
+            chance (`torch.FloatTensor` of shape `(3, ...)`): A, b and c of task and question, fitted on validation
+                cases.
             log_probabilities (`torch.FloatTensor` of shape `(...)`): Log of the labels' probabilities p.
         """
         a, b, c = chance
-        limit = torch.as_tensor(-b / c).log() if c < 0 < b else 0.0  # beyond it, the chance would fall
-        log_p = log_probabilities.clamp(max=limit)
+        limit = torch.where((c < 0) & (b > 0), -b / c.clamp(max=-1e-9), 1.0).log()  # beyond it, the chance would fall
+        log_p = torch.minimum(log_probabilities, limit)
         return torch.sigmoid(a + b * log_p + c * log_p.exp() + LEAST_RISE * (log_probabilities - log_p))
 
     def score(
