@@ -202,8 +202,9 @@ class LabelHistory(NamedTuple):
         if len(as_of) > 1:
             row, order = row.sort(stable=True)
             task, event = task.index_select(0, order), event.index_select(0, order)
-        own = (values.index_select(0, event) for values in (visits, times, kinds))
-        return cls._count(row, labels[task, event], *own, as_of.index_select(0, row // tasks), len(as_of), tasks)
+        visits, times, kinds = (values.index_select(0, event) for values in (visits, times, kinds))
+        ends = as_of.index_select(0, row // tasks)
+        return cls._count(row, labels[task, event], visits, times, kinds, ends, len(as_of), tasks)
 
     @classmethod
     def _count(

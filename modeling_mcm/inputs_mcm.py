@@ -28,6 +28,7 @@ from .schema_mcm import ROWS
 logger = logging.get_logger(__name__)
 
 CUSTOMER = "customer_id"  # the column of rows and of predictions that names the customer
+NO_CHANGE = 2**63 - 1  # after every event
 PER_EVENT = ("times", "visits", "feature_", "value_", "task_", "unseen_")  # columns with an entry per event
 
 
@@ -108,9 +109,9 @@ class Customers(Sequence[Mapping]):
     @classmethod
     def _encode(
         cls, encoding: Encoding, columns: dict, events: Events, owners: IntArray
-    ) -> tuple["Customers", IntArray]:
+    ) -> tuple["Customers", IntArray, IntArray]:
         """Encodes events that were read, of the customers with the indices `owners`. Also gives the index in `events`
-        of each encoded event, of the end of a visit that of its last event."""
+        of each encoded event, of the end of a visit that of its last event; and those without ends of visits."""
         kept = np.arange(len(owners))
         if encoding.schema.on_duplicate == "drop":
             kept = events.find_distinct(owners)
@@ -124,7 +125,7 @@ class Customers(Sequence[Mapping]):
             raise ValueError(f"customer {name!r}: the event{when} has no value in any feature; leave it out")
         read = source[~timeline.closes]
         lengths = np.bincount(owners[source], minlength=len(columns["customer_id"]))
-        return cls(columns | rows, lengths, read=ReadEvents(encoding, events[read], owners[read])), source
+        return cls(columns | rows, lengths, read=ReadEvents(encoding, events[read], owners[read])), source, read
 
     def add(self, events: object) -> "Customers":
         """These customers with further events, in any order; they may be older than present ones. The result is that
@@ -152,12 +153,32 @@ class Customers(Sequence[Mapping]):
             owners = found.map(places.__getitem__).expand(np.int64)
         if encoding.schema.order == ROWS:  # behind those that are there
             new = replace(new, positions=new.positions + old.positions.max(initial=-1) + 1)
-        added, source = self._encode(encoding, self.columns, old.join(new), np.append(old_owners, owners))
+        joined, owners, settled, first = old.join(new), np.append(old_owners, owners), 0, 0
+        if len(names) == 1 and encoding.schema.order is None:
+            settled, first = _find_settled(joined, len(old_owners))
+        # Encoded again is what follows the settled visits, and the last of them, from which the next one counts days
+        rest, old_owners = joined[first:].compact() if first else joined, old_owners[first:]
+        added, source, read = self._encode(encoding, self.columns, rest, owners[first:])
         visits, latest = added.columns["visits"], np.full(len(self), -1)  # (B,): the visit that was the latest
         was_last = np.isin(source, np.cumsum(np.bincount(old_owners)) - 1)
         latest[added.row[was_last]] = visits[was_last]
         is_late = (source >= len(old_owners)) & (visits < latest[added.row])
-        return replace(added, late=np.bincount(added.row[is_late], minlength=len(self)) > 0)
+        late = np.bincount(added.row[is_late], minlength=len(self)) > 0
+        if first:
+            added = self._extend(added, settled)
+            kept = np.append(np.arange(first), first + read)
+            added.read = ReadEvents(encoding, joined[kept], owners[kept])
+        return replace(added, late=late)
+
+    def _extend(self, rest: "Customers", settled: int) -> "Customers":
+        """One customer's first visits, of which `settled` are as they were, with the rest, which begins with the last
+        one of these."""
+        end, start = np.searchsorted(self.columns["visits"], settled), np.searchsorted(rest.columns["visits"], 1)
+        columns = rest.columns | {"visits": rest.columns["visits"] + np.int32(settled - 1)}
+        for name in columns:
+            if name.startswith(PER_EVENT):
+                columns[name] = np.concatenate([self.columns[name][:end], columns[name][start:]])
+        return Customers(columns, np.array([len(columns["times"])]))
 
     # --------------------------------------------------------------------------------------------------- selections
 
@@ -250,6 +271,20 @@ class Customers(Sequence[Mapping]):
                 is_within = is_readable & (self.places < np.asarray(columns[name])[self.row])
                 columns[name] = np.bincount(self.row[is_within], minlength=len(self))
         return Customers(columns, found.lengths)
+
+
+def _find_settled(events: Events, count: int) -> tuple[int, int]:
+    """How many visits of a customer do not change by what was added to the first `count` events, which are in order;
+    and where the last of them begins. A visit may change, and the number of those after it, from the first event on
+    that is new or of the visit of a new one."""
+    codes, positions = events.visits.codes, events.positions
+    no_key = events.visits.values.index(None) if None in events.visits.values else -1
+    alone = np.where(codes == no_key, positions, 0)  # without a key, the events of one time are a visit
+    opens = np.flatnonzero(run_starts(codes[:count], alone[:count]))  # (visits,)
+    changes = np.isin(codes, codes[count:]) & (codes != no_key)
+    changes[count:] = True
+    settled = int(np.searchsorted(positions[opens], positions[changes].min(initial=NO_CHANGE)))
+    return settled, int(opens[settled - 1]) if settled else 0
 
 
 def first_kept(events: int, window: int) -> int:

@@ -297,6 +297,7 @@ class Predictor:
         options |= {"forecast_days": told_days} if told_days else {}
         parts = [EMBEDDING] * asked.embedding + ["forecasts"] * bool(told_days)
         features = self.find_features(tasks, asked.horizon_days, parts) if tasks else None
+        outputs: Any
         if features is not None:
             outputs = self._count(customers, asked)
         else:
