@@ -218,9 +218,8 @@ def test_a_user_who_may_only_read_is_refused_at_the_start_and_answers_later(star
     postgres.run("DROP ROLE IF EXISTS reader; CREATE ROLE reader LOGIN SUPERUSER")
     url = postgres.url.replace("mcm@", "reader@")
     service = start(url)
-    postgres.run(
-        "ALTER ROLE reader NOSUPERUSER; GRANT USAGE ON SCHEMA public TO reader; GRANT SELECT ON ALL TABLES IN SCHEMA public TO reader"
-    )
+    rights = "USAGE ON SCHEMA public TO reader; GRANT SELECT ON ALL TABLES IN SCHEMA public TO reader"
+    postgres.run(f"ALTER ROLE reader NOSUPERUSER; GRANT {rights}")
     service.store.engine.dispose()  # as when the connection was lost
     assert_same(scores(service), never_had(model, extractor, events[:5]))
     for act in (lambda: service.add(events), service.check, lambda: start(url)):
