@@ -374,6 +374,15 @@ def test_a_store_at_fault_is_refused_and_not_changed(start, events, tmp_path, ch
     assert {path: path.read_bytes() for path in before} == before
 
 
+def test_requests_that_write_to_a_file_wait_for_their_turn(start, events):
+    """SQLite would sleep and try again, with no order."""
+    service = start(timeout=0.2)
+    with ThreadPoolExecutor(1) as pool, service.store.transaction(writing=True):
+        with pytest.raises(ServiceError, match="is locked by another process .another request writes.") as caught:
+            pool.submit(service.add, events).result()
+    assert caught.value.status == 503 and service.add(events)["added"] == len(events)
+
+
 def test_a_locked_store_is_reported_after_the_timeout(start, events, tmp_path):
     service = start(timeout=0.2)
     service.add(events[:3])
