@@ -307,7 +307,8 @@ class Predictor:
         columns: Columns = {EMBEDDING: outputs.pooler_output} if asked.embedding else {}
         columns |= {name: outputs.forecasts[name] for name in told.names()} if asked.forecasts else {}
         chosen = {task: self._choose(customers, asked, task, outputs.logits[task]) for task in tasks}
-        chances = self.model.chances({task: best.log_p for task, best in chosen.items()}, asked.horizon_days)
+        log_p = {task: best.log_p for task, best in chosen.items()}
+        chances = self.model.chances(log_p, asked.horizon_days) if tasks else {}
         for task, best in chosen.items():
             columns |= {task: best.labels, task + SCORES: best.scores}
             if task in chances:
