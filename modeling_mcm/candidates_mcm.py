@@ -90,7 +90,7 @@ def choose_labels(
     scores = scores.float().masked_fill(~is_candidate, -torch.inf)
     scores[:, :FIRST_LABEL] = -torch.inf
     total = scores.logsumexp(1, keepdim=True)
-    total = total.masked_fill(total == torch.inf, torch.nan)  # which is to be seen in what is chosen
+    total = torch.where(total == torch.inf, torch.nan, total)  # which is to be seen in what is chosen
     ranked = break_ties(total - scores.double(), largest=False)  # minus log probabilities
     columns = scores.shape[1]
     count = min(k, columns)
@@ -284,8 +284,10 @@ class CandidateSet:
                 is_candidate[row, torch.as_tensor(np.asarray(labels, np.int64), device=scores.device)] = False
         groups = None if own.groups is None else own.groups.to(scores.device)  # (C,)
         chosen = choose_labels(scores, k, is_candidate, groups, self._most)
-        log_p = scores.float() if own.new is not None else scores.float().log_softmax(1)  # (B, C)
-        return chosen._replace(log_p=log_p.gather(1, chosen.labels))
+        log_p = scores.float().gather(1, chosen.labels)  # (B, k)
+        if own.new is None:
+            log_p = log_p - scores.float().logsumexp(1, keepdim=True)
+        return chosen._replace(log_p=log_p)
 
     def _find_excluded(
         self, own: _TaskCandidates, seen: Sequence[IntArray] | None, customers: Sequence[str | None] | None

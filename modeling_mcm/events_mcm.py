@@ -17,7 +17,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, tzinfo
 from decimal import Decimal
 from numbers import Integral, Real
@@ -40,6 +40,7 @@ RawEvent = dict[str, Any]  # values by column of the log, as a person gives them
 Time = str | float | datetime | np.datetime64 | None  # as a person gives it, by default None; see `to_seconds`
 Column = Union[Sequence, NDArray, "Distinct"]  # of raw values
 
+FEW = 8  # values that are searched for one by one
 EXACT_FLOAT = 2**53  # below it floats represent every integer exactly
 LARGEST_TIME = 1e11  # seconds: what is larger are milliseconds
 LARGEST_VALUE = float(np.finfo(np.float32).max)
@@ -188,9 +189,20 @@ class Distinct:
 
     def join(self, other: "Distinct") -> "Distinct":
         """The events of this column and then those of another one. No value of this column is there twice."""
-        codes = dict(zip(self.values, range(len(self.values)), strict=True))
-        added = [codes.setdefault(value, len(codes)) for value in other.values]
-        return Distinct([*codes], np.concatenate([self.codes, np.array(added, np.int64)[other.codes]]))
+        values = [*self.values]
+        if len(other.values) < FEW:  # a search is faster than a table of all
+            known: dict = {value: values.index(value) for value in other.values if value in values}
+        else:
+            known = dict(zip(values, range(len(values)), strict=True))
+        added = [value for value in dict.fromkeys(other.values) if value not in known]
+        known |= zip(added, range(len(values), len(values) + len(added)), strict=True)
+        codes = np.array([known[value] for value in other.values], np.int64)[other.codes]
+        return Distinct(values + added, np.concatenate([self.codes, codes]))
+
+    def compact(self) -> "Distinct":
+        """The same events without values that none of them has."""
+        used, codes = np.unique(self.codes, return_inverse=True)
+        return Distinct([self.values[code] for code in used.tolist()], codes)
 
     def map(self, function: Callable) -> "Distinct":
         """Applies a function to each distinct value. Several values may then be equal."""
@@ -449,6 +461,11 @@ class Events:
         names = "positions", "fractions", "visits", "is_target"
         values = {feature: join(column, other.values[feature]) for feature, column in self.values.items()}
         return Events(**{name: join(getattr(self, name), getattr(other, name)) for name in names}, values=values)
+
+    def compact(self) -> "Events":
+        """The same events, whose columns have no other values."""
+        values = {name: each if isinstance(each, np.ndarray) else each.compact() for name, each in self.values.items()}
+        return replace(self, visits=self.visits.compact(), values=values)
 
     def find_distinct(self, customers: IntArray) -> IntArray:
         """Indices of the events of customers `(events,)` that equal no earlier one in all that is read of them."""

@@ -111,6 +111,7 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
             self.model_input_names = [*type(self).model_input_names, "event_values"]
         fix = f"take preprocessor_config.json and {VOCABULARIES_NAME} from one and the same save"
         schema.check_values(self.vocabularies, self.bins, fix)
+        self._layout = self._make_layout()
 
     @property
     def schema(self) -> LogSchema:
@@ -322,6 +323,9 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
     @property
     def layout(self) -> InputLayout:
         """What rows mean in a model input."""
+        return self._layout
+
+    def _make_layout(self) -> InputLayout:
         token = self.token_type_feature
         ids, own = self._encoding.ids[token], self.own_ids(token)[2:]
         targets = [ids[name] for name in self.target_token_types if name in ids]

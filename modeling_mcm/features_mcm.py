@@ -13,7 +13,7 @@ Shapes: B customers, T tasks, R = B T rows, L events, E labelled events of all r
 all tasks, P labels of all histories, N candidates of all rows.
 """
 
-from collections.abc import Sequence
+from functools import lru_cache
 from math import log
 from typing import NamedTuple
 
@@ -138,6 +138,10 @@ FEATURES = [Feature(*row.split(" | ")) for row in TABLE.strip().split("\n")]
 NUM_FEATURES = len(FEATURES)  # F
 COUNTED = sum(feature.group != "readout" for feature in FEATURES)
 PLACES = {feature.name: place for place, feature in enumerate(FEATURES)}
+# Names of the numbers that the history says of a label, the first ones; and of all labels, which follow them
+OF_CUSTOMERS = [feature.name for feature in FEATURES if feature.group == "customer"]
+PERSONAL = [feature.name for feature in FEATURES[: PLACES[OF_CUSTOMERS[0]]]]
+LOGS = [EVIDENCE.index(feature.name) for feature in FEATURES if feature.group == "evidence"]
 
 
 class LabelHistory(NamedTuple):
@@ -183,14 +187,45 @@ class LabelHistory(NamedTuple):
         by_row = labels.transpose(1, 2).flatten(0, 1)  # (R, L)
         row, event = (by_row >= FIRST_LABEL).nonzero(as_tuple=True)
         customer = row // tasks
-        visit, time = visit_ids[customer, event], event_times[customer, event].double()
+        events = by_row[row, event], visit_ids[customer, event], event_times[customer, event], kinds[customer, event]
+        return cls._count(row, *events, as_of[customer], size, tasks)
+
+    @classmethod
+    def from_events(
+        cls, customer: Tensor, labels: Tensor, visits: Tensor, times: Tensor, kinds: Tensor, as_of: Tensor
+    ) -> "LabelHistory":
+        """Reads the histories from events one after the other, of customers `(E,)`, ascending, of whom each has a time
+        of the prediction `(B,)`. The others are those of `from_batch`, without padding: labels `(T, E)`."""
+        tasks = len(labels)
+        task, event = (labels >= FIRST_LABEL).nonzero(as_tuple=True)
+        row = customer.index_select(0, event) * tasks + task
+        if len(as_of) > 1:
+            row, order = row.sort(stable=True)
+            task, event = task.index_select(0, order), event.index_select(0, order)
+        visits, times, kinds = (values.index_select(0, event) for values in (visits, times, kinds))
+        ends = as_of.index_select(0, row // tasks)
+        return cls._count(row, labels[task, event], visits, times, kinds, ends, len(as_of), tasks)
+
+    @classmethod
+    def _count(
+        cls,
+        row: Tensor,
+        label: Tensor,
+        visit: Tensor,
+        time: Tensor,
+        kind: Tensor,
+        as_of: Tensor,
+        size: int,
+        tasks: int,
+    ) -> "LabelHistory":
+        """Counts how long ago the labelled events of rows were, all of shape `(E,)`."""
+        time = time.double()
         # Counts of the changes of row and visit, and of these and time
         opens_visit = (row.diff() != 0) | (visit.diff() != 0)
         counts = F.pad(torch.stack([opens_visit, opens_visit | (time.diff() != 0)]), (1, 0)).cumsum(1)
         last = torch.bincount(row, minlength=size * tasks).cumsum(0) - 1  # event of each row
-        days = as_of.double()[customer] - time
-        ago = torch.cat([counts.index_select(1, last[row]) - counts, days[None]])
-        return cls(row, by_row[row, event], ago, kinds[customer, event], size)
+        ago = torch.cat([counts.index_select(1, last[row]) - counts, (as_of.double() - time)[None]])
+        return cls(row, label, ago, kind, size)
 
     def find_latest(self, tasks: int) -> Tensor:
         """The latest labels of each row, the last one first, `(R, LATEST)`; 0 where there are fewer."""
@@ -207,17 +242,16 @@ class SeenLabels(NamedTuple):
 
     Attributes:
         cell, row (`torch.LongTensor` of shape `(P,)`): Ascending pairs.
-        columns (`dict[str, torch.FloatTensor]`): The numbers of the groups frequency, recency, gaps and kinds,
-            each `(P,)`.
+        numbers (`torch.FloatTensor` of shape `(25, P)`): Those of `PERSONAL`.
         recent (`torch.FloatTensor` of shape `(P,)`): Sum of the decayed latest moments with the label.
-        customers (`dict[str, torch.FloatTensor]`): The numbers of the group "customer", each `(R,)`.
+        customers (`torch.FloatTensor` of shape `(4, R)`): The numbers of `OF_CUSTOMERS`.
     """
 
     cell: Tensor
     row: Tensor
-    columns: Columns
+    numbers: Tensor
     recent: Tensor
-    customers: Columns
+    customers: Tensor
 
 
 class _Labels(NamedTuple):
@@ -261,10 +295,9 @@ def describe_histories(row: Tensor, cell: Tensor, kind: Tensor, ago: Tensor, siz
     shares, customers = _describe_shares(labels)
     columns = _describe_frequency(labels) | _describe_recency(labels) | _describe_gaps(labels) | shares
     columns |= {f"last_kind_{kind}": number > 0 for kind, number in enumerate(last_kinds)}
-    columns, customers = (
-        dict(zip(group, torch.stack([*group.values()]).float(), strict=True)) for group in (columns, customers)
-    )
-    return SeenLabels(cell, row, columns, recent[0].float(), customers)
+    numbers = torch.stack([columns[name] for name in PERSONAL]).float()
+    of_customers = torch.stack([customers[name] for name in OF_CUSTOMERS]).float()
+    return SeenLabels(cell, row, numbers, recent[0].float(), of_customers)
 
 
 def _fade(ago: Tensor, opens: Tensor, kind: Tensor, number: Tensor) -> list[Tensor]:
@@ -337,95 +370,74 @@ def _describe_gaps(labels: _Labels) -> Columns:
     return {"overdue_visits": late[0], "overdue_days": late[1], "irregularity": irregularity}
 
 
-def describe_candidates(
-    row: Tensor,
-    cell: Tensor,
-    seen: SeenLabels,
-    evidence: Tensor,
-    counts: Sequence[Tensor],
-    visits: Tensor,
-) -> Columns:
-    """Computes the counted numbers of candidates `(N,)` from the labels of the histories, the candidates' evidence
-    `(5, N)`, counts `(1 or B, 5, V)` by task, and the number of visits of all customers `(1 or B, T)`."""
+def describe_candidates(row: Tensor, cell: Tensor, seen: SeenLabels, evidence: Tensor, popularity: Tensor) -> Tensor:
+    """Computes the counted numbers `(COUNTED, N)` of candidates `(N,)` from the labels of the histories, the
+    candidates' evidence `(5, N)`, and what [`describe_popularity`] says of them `(8, N)`."""
     place = torch.searchsorted(seen.cell, cell)
     is_seen = F.pad(seen.cell, (0, 1), value=-1).index_select(0, place) == cell
-    personal = F.pad(torch.stack([*seen.columns.values()]), (0, 1))
-    personal = personal.index_select(1, torch.where(is_seen, place, len(seen.cell)))
-    histories = torch.stack([*seen.customers.values()]).index_select(1, row)
-    columns = dict(zip((*seen.columns, *seen.customers), (*personal, *histories), strict=True))
-    logs = (30 * evidence).log1p()
-    columns |= {name: logs[place] for place, name in enumerate(EVIDENCE) if name in PLACES}
-    columns |= _describe_popularity(row, cell, counts, visits, columns, evidence[1])
-    return columns | _compare_candidates(row, columns, evidence)
+    personal = F.pad(seen.numbers, (0, 1)).index_select(1, torch.where(is_seen, place, len(seen.cell)))  # (25, N)
+    histories = seen.customers.index_select(1, row)  # (4, N)
+    share, gap, rate, *known = popularity
+    ratios = [(evidence[1] + 1e-4) / (share + 1e-4), personal[PLACES["since_visits"]].exp() / gap]
+    lift, overdue = torch.stack(ratios).log()
+    popular = torch.stack([lift, rate, *known, overdue * personal[PLACES["seen"]]])  # (8, N)
+    logs = (30 * evidence.index_select(0, torch.tensor(LOGS, device=cell.device))).log1p()
+    return torch.cat([personal, histories, logs, *_compare_candidates(row, personal, rate, evidence), popular])
 
 
-def _describe_popularity(
-    row: Tensor,
-    cell: Tensor,
-    counts: Sequence[Tensor],
-    visits: Tensor,
-    personal: Columns,
-    next_transitions: Tensor,
-) -> Columns:
-    """How popular the labels are, and whether one is late by what all customers do."""
-    tasks, label_counts = len(counts), torch.cat(list(counts), 2)  # (1 or B, 5, C)
-    totals = torch.stack([task_counts[:, ::3].sum(2) for task_counts in counts], 2).clamp(min=1)  # (1 or B, 2, T)
-    task, then = row % tasks, row // tasks if len(label_counts) > 1 else torch.zeros_like(row)  # (N,)
-    candidates = label_counts[then, :, cell % label_counts.shape[2]]  # (N, 5)
-    count, repeats, next_repeats, recent, gaps = candidates.unbind(1)
-    share, recent_share = (torch.stack([count, recent], 1) / totals[then, :, task]).unbind(1)  # (N,)
+def describe_popularity(counts: Tensor, totals: Tensor, visits: Tensor) -> Tensor:
+    """What all customers say of labels by popularity `(8, N)`: share, mean gap, and label_rate to label_gap, from
+    their counts `(5, N)`, the sums of rows 0 and 3 over the labels of the task `(2, N)`, and all visits `(N,)`."""
+    count, repeats, next_repeats, _, gaps = counts
+    share, recent_share = counts[::3] / totals  # (N,)
     gap = (gaps + 1) / (repeats + 0.5)
-    ratios = (next_transitions + 1e-4) / (share + 1e-4), (recent_share + 1e-4) / (share + 1e-4)
-    overdue = personal["since_visits"].exp() / gap
-    lift, trend, label_share, overdue = torch.stack([*ratios, share.clamp(min=1e-7), overdue]).log()
-    return {
-        "lift": lift,
-        "label_rate": (30 * count / visits[then, task]).log1p(),
-        "label_share": label_share,
-        "trend": trend,
-        "label_repeats": (repeats + 0.5) / (count + 2),
-        "label_next_repeats": (next_repeats + 0.1) / (count + 2),
-        "label_gap": gap.log1p(),
-        "label_overdue": overdue * personal["seen"],
-    }
+    label_share, trend = torch.stack([share.clamp(min=1e-7), (recent_share + 1e-4) / (share + 1e-4)]).log()
+    rate, rates = (30 * count / visits).log1p(), [(repeats + 0.5) / (count + 2), (next_repeats + 0.1) / (count + 2)]
+    return torch.stack([share, gap, rate, label_share, trend, *rates, gap.log1p()])
 
 
-def _compare_candidates(row: Tensor, columns: Columns, evidence: Tensor) -> Columns:
-    """How a label compares with the other candidates of its row."""
-    recency = (-columns["since_moments"]).exp() * columns["seen"]
-    compared = torch.stack([*(columns[name] for name in COMPARED), columns["label_rate"], recency])
-    ranks, largest = compare(row, torch.cat([evidence, compared]))
-    names = (*EVIDENCE, *COMPARED)
-    ratios = torch.cat([evidence, compared[: len(COMPARED)]]) / largest[: len(names)].clamp(min=1e-9)
-    result = dict(zip((f"{name}_ratio" for name in names), ratios, strict=True))
-    ranked = (f"{name}_rank" for name in (*names, "popularity", "recency"))
-    return result | dict(zip(ranked, ranks.log2(), strict=True))
+def _compare_candidates(row: Tensor, personal: Tensor, rate: Tensor, evidence: Tensor) -> list[Tensor]:
+    """How a label compares with the other candidates of its row: ratios `(9, N)` and ranks `(11, N)`."""
+    recency = (-personal[PLACES["since_moments"]]).exp() * personal[PLACES["seen"]]
+    popularity = torch.stack([rate, recency])
+    compared = personal.index_select(0, torch.tensor([PLACES[name] for name in COMPARED], device=row.device))
+    values = torch.cat([evidence, popularity, compared])  # (11, N)
+    ranks, largest = compare(row, values)
+    ratios, others = values / largest.clamp(min=1e-9), len(EVIDENCE) + len(popularity)
+    return [ratios[: len(EVIDENCE)], ratios[others:], ranks.log2()]
 
 
 def break_ties(values: Tensor, largest: bool = True) -> Tensor:
     """Values `(..., C)` from 0 on in double precision, of which no two are equal: of equal ones the first column
     becomes the largest, or the smallest. They move by less than the distance between numbers in single precision, so
     what `topk` and `sort` find is the same in every batch and on every machine."""
-    number, step = values.shape[-1], -TIE if largest else TIE
-    factors = torch.linspace(1, 1 + step * (number - 1), number, dtype=torch.double, device=values.device)
+    factors = _make_factors(values.shape[-1], -TIE if largest else TIE, values.device)
     return values.to(torch.double, copy=True).add_(LEAST).mul_(factors)
+
+
+@lru_cache(16)
+def _make_factors(number: int, step: float, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):  # also for calls that need gradients
+        return torch.linspace(1, 1 + step * (number - 1), number, dtype=torch.double, device=device)
 
 
 def compare(row: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
     """Compares values `(k, N)` in single precision within their row; `row` `(N,)` is ascending. Returns ranks from 1,
     the largest first, and the largest value, both `(k, N)`. Of equal ones the first is ahead."""
-    first = torch.searchsorted(row, row)  # (N,): where the row begins
-    place = torch.arange(len(row), device=row.device) - first  # (N,): of the candidate in its row
-    rows, most = (int(index.max()) + 1 if len(row) else 1 for index in (row, place))
-    cells = (row * most + place).numpy(force=True)  # (N,): in a table with a line for each row
+    numbers = row.numpy(force=True)
+    first = np.searchsorted(numbers, numbers)  # (N,): where the row begins
+    place = np.arange(len(numbers)) - first  # (N,): of the candidate in its row
+    rows, most = (index.max(initial=0) + 1 for index in (numbers, place))
+    cells = numbers * most + place  # (N,): in a table with a line for each row
     # A sort that gives places takes five times as long as one of whole numbers: these hold the place in the lower half
     keys = np.full((len(values), rows, most), np.iinfo(np.int64).max)  # behind the last candidate the largest number
-    keys.reshape(len(keys), -1)[:, cells] = (-_to_whole_numbers(values) << 32) + place.numpy(force=True)
+    keys.reshape(len(keys), -1)[:, cells] = (-_to_whole_numbers(values) << 32) + place
     keys.sort(axis=2)
     places = keys.reshape(len(keys), -1)[:, cells] & (2**32 - 1)  # (k, N): of the candidate with each rank
-    ordered = torch.from_numpy(places).to(row.device) + first
-    ranks = torch.empty_like(values).scatter_(1, ordered, (place + 1.0).to(values.dtype).expand_as(values))
-    return ranks, values.gather(1, ordered[:, first])
+    ordered = torch.from_numpy(places + first).to(row.device)
+    numbered = torch.from_numpy(place + 1).to(values)  # (N,)
+    ranks = torch.empty_like(values).scatter_(1, ordered, numbered.expand_as(values))
+    return ranks, values.gather(1, torch.from_numpy(places[:, first] + first).to(row.device))
 
 
 def _to_whole_numbers(values: Tensor) -> NDArray[np.int64]:

@@ -28,6 +28,7 @@ from .schema_mcm import ROWS
 logger = logging.get_logger(__name__)
 
 CUSTOMER = "customer_id"  # the column of rows and of predictions that names the customer
+NO_CHANGE = 2**63 - 1  # after every event
 PER_EVENT = ("times", "visits", "feature_", "value_", "task_", "unseen_")  # columns with an entry per event
 
 
@@ -108,9 +109,9 @@ class Customers(Sequence[Mapping]):
     @classmethod
     def _encode(
         cls, encoding: Encoding, columns: dict, events: Events, owners: IntArray
-    ) -> tuple["Customers", IntArray]:
+    ) -> tuple["Customers", IntArray, IntArray]:
         """Encodes events that were read, of the customers with the indices `owners`. Also gives the index in `events`
-        of each encoded event, of the end of a visit that of its last event."""
+        of each encoded event, of the end of a visit that of its last event; and those without ends of visits."""
         kept = np.arange(len(owners))
         if encoding.schema.on_duplicate == "drop":
             kept = events.find_distinct(owners)
@@ -124,7 +125,7 @@ class Customers(Sequence[Mapping]):
             raise ValueError(f"customer {name!r}: the event{when} has no value in any feature; leave it out")
         read = source[~timeline.closes]
         lengths = np.bincount(owners[source], minlength=len(columns["customer_id"]))
-        return cls(columns | rows, lengths, read=ReadEvents(encoding, events[read], owners[read])), source
+        return cls(columns | rows, lengths, read=ReadEvents(encoding, events[read], owners[read])), source, read
 
     def add(self, events: object) -> "Customers":
         """These customers with further events, in any order; they may be older than present ones. The result is that
@@ -152,12 +153,32 @@ class Customers(Sequence[Mapping]):
             owners = found.map(places.__getitem__).expand(np.int64)
         if encoding.schema.order == ROWS:  # behind those that are there
             new = replace(new, positions=new.positions + old.positions.max(initial=-1) + 1)
-        added, source = self._encode(encoding, self.columns, old.join(new), np.append(old_owners, owners))
+        joined, owners, settled, first = old.join(new), np.append(old_owners, owners), 0, 0
+        if len(names) == 1 and encoding.schema.order is None:
+            settled, first = _find_settled(joined, len(old_owners))
+        # Encoded again is what follows the settled visits, and the last of them, from which the next one counts days
+        rest, old_owners = joined[first:].compact() if first else joined, old_owners[first:]
+        added, source, read = self._encode(encoding, self.columns, rest, owners[first:])
         visits, latest = added.columns["visits"], np.full(len(self), -1)  # (B,): the visit that was the latest
         was_last = np.isin(source, np.cumsum(np.bincount(old_owners)) - 1)
         latest[added.row[was_last]] = visits[was_last]
         is_late = (source >= len(old_owners)) & (visits < latest[added.row])
-        return replace(added, late=np.bincount(added.row[is_late], minlength=len(self)) > 0)
+        late = np.bincount(added.row[is_late], minlength=len(self)) > 0
+        if first:
+            added = self._extend(added, settled)
+            kept = np.append(np.arange(first), first + read)
+            added.read = ReadEvents(encoding, joined[kept], owners[kept])
+        return replace(added, late=late)
+
+    def _extend(self, rest: "Customers", settled: int) -> "Customers":
+        """One customer's first visits, of which `settled` are as they were, with the rest, which begins with the last
+        one of these."""
+        end, start = np.searchsorted(self.columns["visits"], settled), np.searchsorted(rest.columns["visits"], 1)
+        columns = rest.columns | {"visits": rest.columns["visits"] + np.int32(settled - 1)}
+        for name in columns:
+            if name.startswith(PER_EVENT):
+                columns[name] = np.concatenate([self.columns[name][:end], columns[name][start:]])
+        return Customers(columns, np.array([len(columns["times"])]))
 
     # --------------------------------------------------------------------------------------------------- selections
 
@@ -252,6 +273,20 @@ class Customers(Sequence[Mapping]):
         return Customers(columns, found.lengths)
 
 
+def _find_settled(events: Events, count: int) -> tuple[int, int]:
+    """How many visits of a customer do not change by what was added to the first `count` events, which are in order;
+    and where the last of them begins. A visit may change, and the number of those after it, from the first event on
+    that is new or of the visit of a new one."""
+    codes, positions = events.visits.codes, events.positions
+    no_key = events.visits.values.index(None) if None in events.visits.values else -1
+    alone = np.where(codes == no_key, positions, 0)  # without a key, the events of one time are a visit
+    opens = np.flatnonzero(run_starts(codes[:count], alone[:count]))  # (visits,)
+    changes = np.isin(codes, codes[count:]) & (codes != no_key)
+    changes[count:] = True
+    settled = int(np.searchsorted(positions[opens], positions[changes].min(initial=NO_CHANGE)))
+    return settled, int(opens[settled - 1]) if settled else 0
+
+
 def first_kept(events: int, window: int) -> int:
     """Index of the first event of a history that the model reads; `events` where the window is 0. The model reads at
     most `window` of the latest events. In longer histories the first event moves in steps of an eighth of the window,
@@ -292,18 +327,7 @@ def pad_rows(
     filled = [*layout.sizes] if features is None else [*{[*layout.sizes][token_index], *features}]
     columns = {name: f"{'profile' if name in layout.profile else 'feature'}_{name}" for name in filled}
     numeric = [f"value_{name}" for name in layout.numeric if features is None or name in features]
-    names = ["times", "visits", *columns.values(), *numeric]
-    try:
-        batch = Customers.of(rows, [*names, "customer_id"])
-        batch = close_visits(batch, is_past(batch, as_of), layout)
-        starts = np.array([first_kept(length, window - extra) for length in batch.lengths.tolist()])
-        if starts.any():
-            batch = batch.select(batch.places >= starts[batch.row])
-        values = {name: batch.column(name) for name in names}
-    except KeyError as error:
-        raise ValueError(
-            f"A row has no {error}; prepare the data with the schema of this checkpoint and this version."
-        ) from None
+    batch, values = select_read(rows, ["visits", *columns.values(), *numeric], layout, window - extra, as_of)
     lengths, shape = batch.lengths, (len(batch), int(batch.lengths.max()) + extra)
     cells = batch.row * shape[1] + batch.places + 1  # flat indices of the events
 
@@ -313,8 +337,9 @@ def pad_rows(
         filled.reshape(-1, *event_values.shape[1:])[cells] = event_values
         return filled
 
-    first_times, first_visits = (np.append(values[name], 0)[batch.starts] for name in ("times", "visits"))
-    event_times = fill((values["times"] - first_times[batch.row]) / SECONDS_PER_DAY, np.float32)
+    days, ends = measure_days(batch, as_of)
+    event_times = fill(days, np.float32)
+    first_visits = np.append(values["visits"], 0)[batch.starts]
     visit_ids = fill(values["visits"] - first_visits[batch.row] + 1, np.int64)
     attention_mask = (np.arange(shape[1]) < lengths[:, None] + extra).astype(np.int64)
     by_feature = np.zeros((len(layout.sizes), *shape), np.int64)  # who reads a feature reads what lies side by side
@@ -322,10 +347,7 @@ def pad_rows(
     for index, (feature, size) in enumerate(layout.sizes.items()):
         if feature not in columns:
             continue
-        ids = np.asarray(values[columns[feature]])
-        if ids.min(initial=0) < 0 or ids.max(initial=0) >= size:
-            mismatch = f"Feature {feature!r} has ids from {ids.min()} to {ids.max()}, this checkpoint has {size}"
-            raise ValueError(f"{mismatch}; prepare the data with its feature extractor.")
+        ids = check_ids(feature, values[columns[feature]], size)
         if feature in layout.profile:
             by_feature[index, :, 0] = ids
         else:
@@ -336,16 +358,58 @@ def pad_rows(
         input_ids[last] = [0 if feature in layout.profile else UNKNOWN_ID for feature in layout.sizes]
         event_times[last] = event_times[last[0], lengths]
         visit_ids[last] = visit_ids[last[0], lengths] + 1
-    if (event_times[:, 1:] < event_times[:, :-1])[attention_mask[:, 1:] > 0].any():
-        event_times = np.maximum.accumulate(event_times, axis=1) * attention_mask.astype(np.float32)
     inputs: dict = {"input_ids": input_ids, "attention_mask": attention_mask}
     inputs |= {"visit_ids": visit_ids, "event_times": event_times}
     if numeric:
         inputs["event_values"] = fill(np.stack([values[name] for name in numeric], axis=1), np.float32)
     if as_of is not None:
-        waited = np.where(lengths > 0, np.asarray(as_of) - first_times, 0)
-        inputs["as_of"] = (waited / SECONDS_PER_DAY).astype(np.float32)
+        inputs["as_of"] = ends
     return inputs
+
+
+def check_ids(feature: str, values: Any, size: int) -> NDArray:
+    """The ids of a feature as an array. Raises `ValueError` if one is not below the number of ids."""
+    ids = np.asarray(values)
+    if ids.min(initial=0) < 0 or ids.max(initial=0) >= size:
+        mismatch = f"Feature {feature!r} has ids from {ids.min()} to {ids.max()}, this checkpoint has {size}"
+        raise ValueError(f"{mismatch}; prepare the data with its feature extractor.")
+    return ids
+
+
+def select_read(
+    rows: Sequence[Mapping],
+    names: Sequence[str],
+    layout: InputLayout,
+    window: int,
+    as_of: Sequence[float] | NDArray | None,
+) -> tuple[Customers, dict]:
+    """Selects the events that a model reads, see [`first_kept`], and gives some of their columns by name. Raises
+    `ValueError` if a row lacks one."""
+    try:
+        batch = Customers.of(rows, ["times", *names, "customer_id"])
+        batch = close_visits(batch, is_past(batch, as_of), layout)
+        starts = np.array([first_kept(length, window) for length in batch.lengths.tolist()])
+        if starts.any():
+            batch = batch.select(batch.places >= starts[batch.row])
+        return batch, {name: batch.column(name) for name in names}
+    except KeyError as error:
+        raise ValueError(
+            f"A row has no {error}; prepare the data with the schema of this checkpoint and this version."
+        ) from None
+
+
+def measure_days(batch: Customers, as_of: Sequence[float] | NDArray | None) -> tuple[NDArray, NDArray]:
+    """Days from the first event of each customer to the latest event so far, `(E,)`, as visits may overlap, and to
+    `as_of`, by default the last event, `(B,)`; 0 without events."""
+    times = batch.column("times")
+    first = np.append(times, 0)[batch.starts]  # (B,)
+    seconds = np.maximum(times - first[batch.row], 0)  # (E,)
+    apart = batch.row * (seconds.max(initial=0) + 1)  # so that no customer is compared with the one before
+    seconds = np.maximum.accumulate(seconds + apart) - apart
+    last = np.append(seconds, 0)[batch.starts + batch.lengths - 1]
+    ends = last if as_of is None else np.asarray(as_of) - first
+    days = (seconds / SECONDS_PER_DAY).astype(np.float32)
+    return days, (np.where(batch.lengths > 0, ends, 0) / SECONDS_PER_DAY).astype(np.float32)
 
 
 def close_visits(batch: Customers, stays: BoolArray, layout: InputLayout) -> Customers:
@@ -359,10 +423,12 @@ def close_visits(batch: Customers, stays: BoolArray, layout: InputLayout) -> Cus
     token = f"feature_{list(layout.sizes)[layout.start[0]]}"
     kinds = batch.column(token)
     closes, index = kinds == layout.closing, np.arange(len(kinds))
+    opens = run_starts(batch.row, batch.column("visits"))
+    if stays.all() and not np.any(closes[:-1] & ~opens[1:]):  # each visit has its end
+        return batch
     if not closes.any():
-        return batch if stays.all() else batch.select(stays)
-    visits = batch.column("visits")
-    visit = np.cumsum(run_starts(batch.row, visits)) - 1
+        return batch.select(stays)
+    visit = np.cumsum(opens) - 1
     last, has_end = np.full(visit[-1] + 1, -1), np.ones(visit[-1] + 1, bool)
     has_end[visit[~stays & ~closes]] = False  # unless there is a target before
     stays = stays & ~closes

@@ -625,12 +625,16 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
         history = {name: batch[name].to(self.device) for name in ("input_ids", "attention_mask", "visit_ids")}
         return [*self.read_out(self.model(**history, parts=("encoder",)), self.config.tasks).values()]
 
-    def chances(self, task: str, log_probabilities: Tensor, horizon_days: float | None = None) -> Tensor | None:
-        """Chances that labels of a task are in the next visit, which has several, or come within 30 days if the
-        customer comes, from the logarithms `(...)` of their probabilities; None in a checkpoint that had no validation
-        cases to fit them on."""
-        if self.scorer is None:
-            return None
-        question = NEXT_VISIT if horizon_days is None else WITHIN
-        chance = self.scorer.chance[self.config.tasks.index(task), question].tolist()
-        return LabelScorer.chances(chance, log_probabilities) if any(chance) else None
+    def chances(self, log_probabilities: Mapping[str, Tensor], horizon_days: float | None = None) -> dict[str, Tensor]:
+        """Chances that labels of tasks are in the next visit, which has several, or come within 30 days if the
+        customer comes, from the logarithms of their probabilities by task, each `(B, k)`; without tasks of a
+        checkpoint that had no validation cases to fit them on."""
+        if self.scorer is None or not log_probabilities:
+            return {}
+        places = torch.tensor([self.config.tasks.index(task) for task in log_probabilities])
+        chance = self.scorer.chance[places, NEXT_VISIT if horizon_days is None else WITHIN]  # (T, 3)
+        known, sizes = chance.any(1).tolist(), [each.shape[1] for each in log_probabilities.values()]
+        by_column = chance.T.repeat_interleave(torch.tensor(sizes, device=chance.device), 1).double()  # (3, all k)
+        log_p = torch.cat([*log_probabilities.values()], 1)  # in double precision as if each task were asked alone
+        parts = LabelScorer.chances(by_column, log_p.double()).to(log_p.dtype).split(sizes, 1)
+        return {task: part for task, part, is_known in zip(log_probabilities, parts, known, strict=True) if is_known}

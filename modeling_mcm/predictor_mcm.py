@@ -24,12 +24,14 @@ from transformers.utils import logging
 
 from .action_inputs_mcm import EncodedActions
 from .candidates_mcm import CandidateSet, ChosenLabels, check_number
+from .configuration_mcm import FIRST_LABEL
 from .events_mcm import Row, Time, check_keys, naming, to_number, to_text, to_values
 from .feature_extraction_mcm import MISSING_LABEL, MCMFeatureExtractor
+from .features_mcm import LabelHistory
 from .forecaster_mcm import CHANCE, MissingForecastsError
-from .inputs_mcm import Customers, is_past
-from .modeling_mcm import MCMPreTrainedModel
-from .scorer_mcm import HORIZON_DAYS, check_horizon
+from .inputs_mcm import Customers, check_ids, is_past, measure_days, select_read
+from .modeling_mcm import MCMPreTrainedModel, MCMRecommendationOutput
+from .scorer_mcm import HORIZON_DAYS, NEXT_VISIT, WITHIN, check_horizon
 
 logger = logging.get_logger(__name__)
 EMBEDDING, LABEL_COLUMNS = "embedding", "label_columns"
@@ -234,16 +236,14 @@ class Predictor:
             return None
         return {*tasks, config.kind_feature} - {None}
 
-    def inputs(
-        self, rows: Rows, as_of: float | NDArray | None = None, features: Collection[str] | None = None
-    ) -> Columns:
-        """The model inputs of customers at one time, or each at its own; of some features, by default all."""
+    def inputs(self, rows: Rows, as_of: float | NDArray | None = None) -> Columns:
+        """The model inputs of customers at one time, or each at its own."""
         config, customers = self.model.config, Customers.of(rows)
         if read := [name for name in config.input_features or () if f"feature_{name}" in customers.columns]:
             customers = customers.readable(read)
         times = None if as_of is None else np.broadcast_to(as_of, len(customers))
         mask_next = config.augmentation == "masked_lm"
-        inputs = dict(self.extractor.pad(customers, mask_next=mask_next, as_of=times, features=features))
+        inputs = dict(self.extractor.pad(customers, mask_next=mask_next, as_of=times))
         if self.head == PREDICTING:
             given = customers.columns.get(LABEL_COLUMNS) or [None] * len(customers)
             inputs[LABEL_COLUMNS] = torch.from_numpy(
@@ -282,7 +282,7 @@ class Predictor:
         customers = Customers.of(rows)
         if asked.label:
             inputs = self.inputs(self._read_before(customers, asked.as_of), asked.as_of)
-            _warn_of_empty(inputs, asked.as_of)
+            _warn_of_empty(inputs["visit_ids"].amax(1) == 0, asked.as_of)
             return _finish(self.model.predictions(self.run(inputs).logits))
         if asked.actions is not None:
             return _finish(self._score_offers(customers, asked.actions, asked.as_of))
@@ -297,19 +297,45 @@ class Predictor:
         options |= {"forecast_days": told_days} if told_days else {}
         parts = [EMBEDDING] * asked.embedding + ["forecasts"] * bool(told_days)
         features = self.find_features(tasks, asked.horizon_days, parts) if tasks else None
-        inputs = self.inputs(customers, asked.as_of, features)
-        _warn_of_empty(inputs, asked.as_of)
-        outputs = self.run(inputs, self.model if tasks else self.model.base_model, parts=parts, **options)
+        outputs: Any
+        if features is not None:
+            outputs = self._count(customers, asked)
+        else:
+            inputs = self.inputs(customers, asked.as_of)
+            _warn_of_empty(inputs["visit_ids"].amax(1) == 0, asked.as_of)
+            outputs = self.run(inputs, self.model if tasks else self.model.base_model, parts=parts, **options)
         columns: Columns = {EMBEDDING: outputs.pooler_output} if asked.embedding else {}
         columns |= {name: outputs.forecasts[name] for name in told.names()} if asked.forecasts else {}
-        for task in tasks:
-            best = self._choose(customers, asked, task, outputs.logits[task])
+        chosen = {task: self._choose(customers, asked, task, outputs.logits[task]) for task in tasks}
+        log_p = {task: best.log_p for task, best in chosen.items()}
+        chances = self.model.chances(log_p, asked.horizon_days) if tasks else {}
+        for task, best in chosen.items():
             columns |= {task: best.labels, task + SCORES: best.scores}
-            chances = self.model.chances(task, best.log_p, asked.horizon_days)
-            if chances is not None:
+            if task in chances:
                 comes = outputs.forecasts[f"{CHANCE}_{HORIZON_DAYS:g}d"][:, None] if may_stay_away else 1
-                columns[task + CHANCES] = chances * comes  # (B, k)
+                columns[task + CHANCES] = chances[task] * comes  # (B, k)
         return columns
+
+    def _count(self, customers: Customers, asked: CheckedQuestions) -> MCMRecommendationOutput:
+        """What the model's `forward` gives of tasks that are scored from counts alone, without what only others read:
+        inputs of all features, padding, and their checks."""
+        model, config, sizes = self.model, self.model.config, self.extractor.layout.sizes
+        window = self.extractor.max_events - 1 - (config.augmentation == "masked_lm")
+        names = [f"feature_{name}" for name in asked.tasks]
+        kind = "times" if config.kind_feature is None else f"feature_{config.kind_feature}"
+        as_of = None if asked.as_of is None else np.broadcast_to(asked.as_of, len(customers))
+        batch, values = select_read(customers, [*names, kind, "visits"], self.extractor.layout, window, as_of)
+        _warn_of_empty(batch.lengths == 0, asked.as_of)
+        ids = [check_ids(task, values[name], sizes[task]) for task, name in zip(asked.tasks, names, strict=True)]
+        kinds = 0 * values[kind] if config.kind_feature is None else np.maximum(values[kind] - FIRST_LABEL, 0)
+        days, ends = measure_days(batch, as_of)
+        events = (batch.row, np.stack(ids).astype(np.int64), values["visits"], days, kinds.astype(np.int64), ends)
+        device = model.device  # which transformers looks up anew each time
+        history = LabelHistory.from_events(*(torch.from_numpy(column).to(device) for column in events))
+        question = NEXT_VISIT if asked.horizon_days is None else WITHIN
+        places = [config.tasks.index(task) for task in asked.tasks]
+        scores = model.scorer.score(places, history, question=question)
+        return MCMRecommendationOutput(logits=dict(zip(asked.tasks, scores, strict=True)))
 
     def _choose(self, customers: Customers, asked: CheckedQuestions, task: str, scores: Tensor) -> ChosenLabels:
         """The best candidates of a task, of scores `(B, V)`."""
@@ -368,8 +394,8 @@ def describe_offers(columns: Columns, asked: CheckedQuestions, row: int = 0) -> 
     ]
 
 
-def _warn_of_empty(inputs: Columns, as_of: float | None) -> None:
-    if as_of is not None and bool((inputs["visit_ids"].amax(1) == 0).any()):
+def _warn_of_empty(is_empty: Tensor | NDArray, as_of: float | None) -> None:
+    if as_of is not None and bool(is_empty.any()):
         logger.warning_once(
             "Some customers have no event until `as_of`: they are answered as one without a history. Leave them out "
             "of totals."

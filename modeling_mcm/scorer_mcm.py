@@ -14,7 +14,10 @@ labels of all tasks, P pairs of a row and a label of its history, N candidates o
 label, F numbers of a candidate.
 """
 
+import operator
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate, pairwise
 from typing import NamedTuple, cast
 
@@ -40,6 +43,7 @@ from .features_mcm import (
     compare_vectors,
     describe_candidates,
     describe_histories,
+    describe_popularity,
 )
 from .state_mcm import Exact
 
@@ -54,6 +58,7 @@ NEXT_VISIT, WITHIN = 0, 1  # questions Q: which labels come in the next visit, a
 QUESTIONS, HORIZON_DAYS = 2, 30.0
 ROWS_AT_ONCE = 2_000  # of the tables that are added up: what they hold stays in the processor's cache
 MOST_DENSE = 4_000  # number of labels up to which EASE and the ridge regression are computed
+MOST_KEPT = 16  # selections of tasks of which `LabelScorer.read_columns` is kept
 HIDDEN = (64, 32)
 DROPOUT = 0.1
 LEAST_RISE = 0.05  # see `LabelScorer.chances`
@@ -110,16 +115,17 @@ class LabelTables(nn.Module):
         self.register_buffer("rarity", torch.zeros(labels, ATTRIBUTES))
         self.register_buffer("totals", torch.ones(4))
 
-    def add_neighbours(self, kind: int, label: Tensor, factor: Tensor, start: Tensor, sums: Tensor) -> None:
-        """Adds to `sums` `(B, C)` what goes with M labels by one kind of evidence: to each neighbour of a label the
-        weight of the pair, times the `factor` of the label. `label`, `factor` and `start` are `(M,)`; a start is where
-        the labels of the customer and task begin among all numbers of `sums`."""
+    def add_neighbours(self, label: Tensor, factor: Tensor, start: Tensor, sums: Tensor) -> None:
+        """Adds to `sums` `(kinds, B, C)` what goes with labels by each kind of evidence: to each neighbour of a label
+        the weight of the pair, times the `factor` of the label. `label`, `factor` and `start` are `(M,)`; a label is
+        one of the V of a kind, kind after kind, and a start is where the labels of kind, customer and task begin among
+        all numbers of `sums`."""
         start = start.int() if sums.numel() < 2**31 else start  # moves fewer bytes
         parts = (each.split(ROWS_AT_ONCE) for each in (label, factor, start))
         for labels, factors, starts in zip(*parts, strict=True):  # (m,)
-            added = self.weights[kind].index_select(0, labels).float().mul_(factors[:, None])  # (m, K)
-            neighbours = self.neighbours[kind].index_select(0, labels)  # (m, K)
-            cells = neighbours.to(starts.dtype).add_(starts[:, None])  # (m, K), into B C numbers
+            added = self.weights.flatten(0, 1).index_select(0, labels).float().mul_(factors[:, None])  # (m, K)
+            neighbours = self.neighbours.flatten(0, 1).index_select(0, labels)  # (m, K)
+            cells = neighbours.to(starts.dtype).add_(starts[:, None])  # (m, K), into all numbers
             sums.view(-1).index_add_(0, cells.view(-1), added.view(-1))
 
 
@@ -156,6 +162,7 @@ def candidate_features(
     readout: Sequence[Readout | None] | None = None,
     counts: Sequence[Tensor] | None = None,
     visits: Sequence[Tensor] | None = None,
+    columns: "LabelColumns | None" = None,
 ) -> Candidates:
     """Chooses candidate labels of each row, and computes their features.
 
@@ -171,20 +178,24 @@ def candidate_features(
             each customer's prediction, of shape `(B, 5, V)`. Default: at the end of the training period.
         visits (`Sequence[torch.FloatTensor]`, *optional*): Number of visits of all customers until then, by task of
             shape `(B,)`.
+        columns ([`LabelColumns`], *optional*): What was read of the tables.
     """
-    columns = LabelColumns.read(tables)
+    columns = columns or LabelColumns.read(tables)
     seen = _describe_seen(history, columns)
     evidence = _sum_evidence(history.size, seen, tables, columns)  # (5, B, C)
     log_p = None if readout is None else _read_out(readout, evidence[0], columns)  # (B, C)
-    counts = [table.counts[None] for table in tables] if counts is None else counts  # each (1 or B, 5, V)
     is_candidate = _choose(evidence, seen, counts, log_p, columns)  # (B, C)
     cell = is_candidate.view(-1).nonzero()[:, 0]  # (N,), ascending
     customer, column = cell // columns.number, cell % columns.number  # (N,)
     task = columns.tasks.index_select(0, column)  # (N,)
     row, label = customer * len(tables) + task, column - columns.starts[task]  # (N,)
-    known = columns.totals[None, :, 0] if visits is None else torch.stack(list(visits), 1)  # (1 or B, T)
-    counted = describe_candidates(row, cell, seen, evidence.flatten(1)[:, cell], counts, known)
-    numbers = torch.stack([counted[feature.name] for feature in FEATURES[:COUNTED]])  # (COUNTED, N)
+    if counts is None or visits is None:
+        popularity = columns.popularity.index_select(1, column)  # (8, N)
+    else:
+        then, sums = torch.cat(list(counts), 2), _sum_counts(counts)  # (B, 5, C), (B, 2, T)
+        known = torch.stack(list(visits), 1)[customer, task]  # (N,)
+        popularity = describe_popularity(then[customer, :, column].T, sums[customer, :, task].T, known)
+    numbers = describe_candidates(row, cell, seen, evidence.flatten(1).index_select(1, cell), popularity)
     read = numbers.new_zeros(NUM_FEATURES - COUNTED, len(cell))
     if readout is not None and log_p is not None:
         latest = history.find_latest(len(tables))  # (R, LATEST)
@@ -222,15 +233,16 @@ def _describe_readout(
     return numbers
 
 
-class LabelColumns(NamedTuple):
-    """The labels of some tasks side by side."""
+@dataclass(eq=False)
+class LabelColumns:
+    """The labels of some tasks side by side, and what their tables say of them whatever the history is."""
 
+    tables: Sequence[LabelTables]
     number: int  # C
     parts: list[slice]  # of each task
     starts: Tensor  # (T,)
     tasks: Tensor  # (C,): of each column
     no_labels: Tensor  # columns of the ids that are no labels
-    visits: Tensor  # (C,): of each label
     totals: Tensor  # (T, 4): of the tables
 
     @classmethod
@@ -241,9 +253,35 @@ class LabelColumns(NamedTuple):
         columns = torch.arange(ends[-1], device=totals.device)
         tasks = torch.searchsorted(starts, columns, right=True) - 1
         no_labels = [start + label for start, table in zip(ends, tables, strict=False) for label in table.no_labels]
-        visits = torch.cat([table.counts[0] for table in tables])
         parts, out = [slice(*pair) for pair in pairwise(ends)], torch.tensor(no_labels, device=totals.device)
-        return cls(ends[-1], parts, starts, tasks, out, visits, totals)
+        return cls(tables, ends[-1], parts, starts, tasks, out, totals)
+
+    @cached_property
+    def log_shares(self) -> Tensor:
+        """Logs of the labels' shares up to a constant, `(C,)`; minus infinity of ids that are no labels."""
+        visits = torch.cat([table.counts[0] for table in self.tables])
+        return (visits + 0.5).log().index_fill_(0, self.no_labels, -torch.inf)
+
+    @cached_property
+    def popularity(self) -> Tensor:
+        """What [`describe_popularity`] says of each label at the end of the training period, `(8, C)`."""
+        counts = [table.counts[None] for table in self.tables]
+        sums = _sum_counts(counts)[0].index_select(1, self.tasks)  # (2, C)
+        return describe_popularity(torch.cat(counts, 2)[0], sums, self.totals[:, 0].index_select(0, self.tasks))
+
+    @cached_property
+    def popular(self) -> NDArray:
+        """The labels that are candidates by their popularity then, `(1, C)`."""
+        return choose_popular([table.counts[None] for table in self.tables], self.parts)
+
+    @cached_property
+    def attributes(self) -> tuple[int, Tensor, Tensor]:
+        """Number of values of attributes, those of the tasks side by side, each with one for none; the values of each
+        label `(C, A)`; and their rarity `(C, A)`."""
+        numbers = [int(number) + 1 for number in self.totals[:, 3].tolist()]  # of values by task
+        starts = accumulate(numbers, initial=0)
+        values = torch.cat([table.attributes + start for table, start in zip(self.tables, starts, strict=False)])
+        return sum(numbers), values, torch.cat([table.rarity for table in self.tables])
 
     def find_cells(self, row: Tensor, label: Tensor) -> Tensor:
         """Flat indices in `(B, C)` of rows and labels `(N,)`."""
@@ -253,10 +291,15 @@ class LabelColumns(NamedTuple):
     def other_shares(self, cell: Tensor, rows: int) -> Tensor:
         """Log shares `(rows, C)` of the labels that are no candidates, less the largest of each row and task; minus
         infinity for candidates, which are flat indices `(N,)`."""
-        shares = (self.visits + 0.5).log().index_fill_(0, self.no_labels, -torch.inf).repeat(rows, 1)
+        shares = self.log_shares.repeat(rows, 1)
         shares.view(-1)[cell] = -torch.inf
         largest = torch.stack([shares[:, part].amax(1) for part in self.parts], 1).nan_to_num_(neginf=0.0)
         return shares.sub_(largest.index_select(1, self.tasks))
+
+
+def _sum_counts(counts: Sequence[Tensor]) -> Tensor:
+    """Sums `(1 or B, 2, T)` over the labels of each task of rows 0 and 3 of counts, each `(1 or B, 5, V)`."""
+    return torch.stack([task_counts[:, ::3].sum(2) for task_counts in counts], 2).clamp(min=1)
 
 
 def _describe_seen(history: LabelHistory, columns: LabelColumns) -> SeenLabels:
@@ -278,41 +321,37 @@ def _sum_evidence(size: int, seen: SeenLabels, tables: Sequence[LabelTables], co
     label = column - columns.starts.index_select(0, task)  # (P,)
     start = seen.cell - label  # (P,): where the labels of the customer and task begin in (B, C)
     for index, table in enumerate(tables):
-        is_own = task == index  # (P,)
-        for kind in range(len(table.neighbours)):
-            read = (factors[kind] * is_own).nonzero()[:, 0]  # which of the P labels
-            if len(read):
-                labels, factor, starts = (each.index_select(0, read) for each in (label, factors[kind], start))
-                table.add_neighbours(kind, labels, factor, starts, evidence[kind])
-    _add_attributes(seen, factors[0], tables, columns, evidence[-1])
+        kinds, labels, _ = table.neighbours.shape
+        factor = factors[:kinds] * (task == index)  # (kinds, P)
+        kind, read = factor.nonzero(as_tuple=True)  # (M,): which of the P labels by each kind
+        if len(read):
+            starts = start.index_select(0, read) + kind * evidence[0].numel()
+            table.add_neighbours(label.index_select(0, read) + kind * labels, factor[kind, read], starts, evidence)
+    _add_attributes(seen, factors[0], columns, evidence[-1])
     return evidence.clamp_(min=0)
 
 
 def _weigh_seen(seen: SeenLabels) -> Tensor:
     """How much each label of a history counts in the sums of evidence, `(4, P)`: transitions are averages over the
     latest moments, or over the labels of the last one; EASE is a sum over all, and ridge regression is of rates."""
-    rates, is_last = seen.columns["share_visits_15"], (seen.columns["since_moments"] == 0).float()
+    rates, is_last = seen.numbers[PLACES["share_visits_15"]], (seen.numbers[PLACES["since_moments"]] == 0).float()
     latest = torch.stack([seen.recent, is_last])  # (2, P)
-    sums = latest.new_zeros(2, len(seen.customers["customer_moments"])).index_add_(1, seen.row, latest)  # (2, R)
+    sums = latest.new_zeros(2, seen.customers.shape[1]).index_add_(1, seen.row, latest)  # (2, R)
     averages = latest / sums.index_select(1, seen.row)
     return torch.cat([averages, torch.ones_like(rates)[None], rates[None]])
 
 
-def _add_attributes(
-    seen: SeenLabels, recency: Tensor, tables: Sequence[LabelTables], columns: LabelColumns, sums: Tensor
-) -> None:
+def _add_attributes(seen: SeenLabels, recency: Tensor, columns: LabelColumns, sums: Tensor) -> None:
     """Adds to `sums` `(B, C)` how rare the attributes are that each label shares with the latest ones of the history,
     whose weights are `recency` `(P,)`. Values of the tasks are numbered side by side; 0 is none in each task."""
-    numbers = [int(number) + 1 for number in columns.totals[:, 3].tolist()]  # of values by task
-    if sum(numbers) == len(numbers):
+    number, values, rarity = columns.attributes
+    if number == len(columns.parts):
         return
-    starts = accumulate(numbers, initial=0)
-    values = torch.cat([table.attributes + start for table, start in zip(tables, starts, strict=False)])  # (C, A)
     customer, column = seen.cell // columns.number, seen.cell % columns.number  # (P,)
-    rarity = torch.cat([table.rarity for table in tables]).index_select(0, column) * recency[:, None]  # (P, A)
-    shared = sums.new_zeros(len(sums), sum(numbers))  # by customer and value
-    cells = customer[:, None] * sum(numbers) + values.index_select(0, column)  # (P, A)
-    shared.view(-1).index_add_(0, cells.view(-1), rarity.view(-1))
+    weights = rarity.index_select(0, column) * recency[:, None]  # (P, A)
+    shared = sums.new_zeros(len(sums), number)  # by customer and value
+    cells = customer[:, None] * number + values.index_select(0, column)  # (P, A)
+    shared.view(-1).index_add_(0, cells.view(-1), weights.view(-1))
     for attribute in values.T:  # (C,), one after the other: (B, C, A) would be the largest tensor
         sums += shared.index_select(1, attribute)
 
@@ -320,27 +359,34 @@ def _add_attributes(
 def _choose(
     evidence: Tensor,
     seen: SeenLabels,
-    counts: Sequence[Tensor],
+    counts: Sequence[Tensor] | None,
     log_p: Tensor | None,
     columns: LabelColumns,
 ) -> Tensor:
-    """Chooses candidates `(B, C)` from evidence `(5, B, C)`, the labels of the histories, counts `(1 or B, 5, V)` by
-    task, and log probabilities by the readout `(B, C)`, minus infinity where it is not read. Of equal labels the first
-    are chosen."""
-    # Visits of each label in the whole period, and in its latest part: rows 0 and 3 of `LabelTables.counts`
-    visits = torch.cat([task_counts[:, ::3].transpose(0, 1) for task_counts in counts], 2)  # (2, 1 or B, C)
-    chosen = np.zeros(evidence.shape[1:], bool)  # (B, C)
+    """Chooses candidates `(B, C)` from evidence `(5, B, C)`, the labels of the histories, counts `(B, 5, V)` by task,
+    if they are not those of the tables, and log probabilities by the readout `(B, C)`, minus infinity where it is not
+    read. Of equal labels the first are chosen."""
+    chosen = columns.popular if counts is None else choose_popular(counts, columns.parts)
+    chosen = np.repeat(chosen, evidence.shape[1] // len(chosen), axis=0)  # (B, C)
     for values, most in zip(evidence, BEST, strict=True):  # one kind after the other: a copy of all is large
         ranked = break_ties(values)
         ranked.view(-1).index_fill_(0, seen.cell, 0)  # they are candidates anyway
         _add_best(chosen, ranked, most, 2 * LEAST, columns.parts)
-    for values, most in zip(visits, POPULAR, strict=True):
-        _add_best(chosen, break_ties(values), most, 0.0, columns.parts)
     if log_p is not None:
         _add_best(chosen, break_ties(log_p.exp()), MOST_READ, 2 * LEAST, columns.parts)
     chosen.reshape(-1)[seen.cell.numpy(force=True)] = True
     chosen[:, columns.no_labels.numpy(force=True)] = False
     return torch.from_numpy(chosen).to(evidence.device)
+
+
+def choose_popular(counts: Sequence[Tensor], parts: Sequence[slice]) -> NDArray:
+    """Chooses by counts `(1 or B, 5, V)` of each task the labels that most visits have, `(1 or B, C)`."""
+    # Visits of each label in the whole period, and in its latest part: rows 0 and 3 of `LabelTables.counts`
+    visits = torch.cat([task_counts[:, ::3].transpose(0, 1) for task_counts in counts], 2)  # (2, 1 or B, C)
+    chosen = np.zeros(visits.shape[1:], bool)
+    for values, most in zip(visits, POPULAR, strict=True):
+        _add_best(chosen, break_ties(values), most, 0.0, parts)
+    return chosen
 
 
 def _add_best(chosen: NDArray, values: Tensor, most: int, least: float, parts: Sequence[slice]) -> None:
@@ -421,10 +467,26 @@ class LabelScorer(Exact):
         self.calibration = nn.Buffer(torch.zeros(len(label_sizes), QUESTIONS))  # t
         self.chance = nn.Buffer(torch.zeros(len(label_sizes), QUESTIONS, 3))  # see `chances`
         self.fitted = nn.Buffer(torch.zeros((), dtype=torch.bool))
+        self._columns: dict[tuple[int, ...], tuple[list, list, LabelColumns]] = {}  # see `read_columns`
 
     def get_tables(self, task: int) -> LabelTables:
         """What is counted of a task's labels."""
         return cast(LabelTables, self.tables[task])
+
+    def read_columns(self, tasks: tuple[int, ...]) -> LabelColumns:
+        """What the tables of tasks say whatever the history is, which is read again when one of them has changed."""
+        tables = [self.get_tables(task) for task in tasks]
+        buffers = [values for table in tables for values in table.buffers(recurse=False)]
+        versions = [0 if values.is_inference() else values._version for values in buffers]
+        kept = self._columns.get(tasks)
+        if kept is None or kept[1] != versions or any(map(operator.is_not, kept[0], buffers)):
+            with torch.inference_mode(False), torch.no_grad():  # a later call may need gradients
+                columns = LabelColumns.read(tables)
+                for name in ("log_shares", "popularity", "popular", "attributes"):
+                    getattr(columns, name)
+            kept = buffers, versions, columns
+            self._columns = {**(self._columns if len(self._columns) < MOST_KEPT else {}), tasks: kept}
+        return kept[2]
 
     def get_network(self, task: int, question: int) -> ScoreNetwork:
         """The network that scores a task's labels for a question."""
@@ -446,18 +508,18 @@ class LabelScorer(Exact):
         return lowest.scatter_reduce(0, row[unseen], values[unseen], "mean", include_self=False)
 
     @staticmethod
-    def chances(chance: Tensor | Sequence[Tensor | float], log_probabilities: Tensor) -> Tensor:
+    def chances(chance: Sequence[Tensor] | Tensor, log_probabilities: Tensor) -> Tensor:
         """Chances that labels come, of which there are several: sigmoid(a + b log p + c p). Beyond its largest value
         the argument rises by `LEAST_RISE` log p, so that no two labels tie.
 
         Args:
-            chance (`torch.FloatTensor` of shape `(3,)`, or numbers): A, b and c of task and question, fitted on
-                validation cases.
+            chance (`torch.FloatTensor` of shape `(3, ...)`): A, b and c of task and question, fitted on validation
+                cases.
             log_probabilities (`torch.FloatTensor` of shape `(...)`): Log of the labels' probabilities p.
         """
         a, b, c = chance
-        limit = torch.as_tensor(-b / c).log() if c < 0 < b else 0.0  # beyond it, the chance would fall
-        log_p = log_probabilities.clamp(max=limit)
+        limit = torch.where((c < 0) & (b > 0), -b / c.clamp(max=-1e-9), 1.0).log()  # beyond it, the chance would fall
+        log_p = torch.minimum(log_probabilities, limit)
         return torch.sigmoid(a + b * log_p + c * log_p.exp() + LEAST_RISE * (log_probabilities - log_p))
 
     def score(
@@ -478,18 +540,21 @@ class LabelScorer(Exact):
             question (`int`): `NEXT_VISIT` or `WITHIN`.
             left_out (`Sequence[str]`): By customer, a group of numbers in whose place the network reads their means.
         """
-        tables = [self.get_tables(task) for task in tasks]
-        row, _, cell, features = candidate_features(history, tables, readout)
+        columns = self.read_columns(tuple(tasks))
+        row, _, cell, features = candidate_features(history, columns.tables, readout, columns=columns)
         task = torch.tensor(tasks, device=row.device)[row % len(tasks)]  # (N,)
         is_left_out = None
         if left_out:
             groups = [[feature.group == group for feature in FEATURES] for group in left_out]
             is_left_out = torch.tensor(groups, device=row.device)[row // len(tasks)]  # (N, F)
         reads = [False] * len(tasks) if readout is None else [each is not None for each in readout]
-        is_read = torch.tensor(reads, device=row.device)[row % len(tasks)]  # (N,)
-        values = self.score_candidates(task, features, is_read, is_left_out)[:, question]  # (N,)
-        values = values * self.calibration[task, question].exp()
-        columns = LabelColumns.read(tables)
+        if len({*reads}) == 1:
+            network = cast(ScoreNetwork, self.of_readout if reads[0] else self.of_counts)
+            values = network(task, features, is_left_out)[:, question]  # (N,)
+        else:
+            is_read = torch.tensor(reads, device=row.device)[row % len(tasks)]  # (N,)
+            values = self.score_candidates(task, features, is_read, is_left_out)[:, question]  # (N,)
+        values = values * self.calibration[:, question].exp().index_select(0, task)
         scores = columns.other_shares(cell, history.size)  # (B, C)
         average = self.average_unseen(row, values, features, history.size * len(tasks))  # (R,)
         scores += average.view(-1, len(tasks)).index_select(1, columns.tasks)
@@ -502,10 +567,8 @@ class LabelScorer(Exact):
         and elsewhere by the one that reads counts alone; `features` and `is_left_out` are `(N, F)`."""
         scores = features.new_zeros(len(task), QUESTIONS)
         for network, chosen in ((self.of_counts, ~is_read), (cast(ScoreNetwork, self.of_readout), is_read)):
-            if bool(chosen.all()):  # mostly: to select candidates copies their numbers
-                return network(task, features, is_left_out)
-            if len(own := chosen.nonzero()[:, 0]):
-                scores[own] = network(task[own], features[own], None if is_left_out is None else is_left_out[own])
+            own = chosen.nonzero()[:, 0]
+            scores[own] = network(task[own], features[own], None if is_left_out is None else is_left_out[own])
         return scores
 
 

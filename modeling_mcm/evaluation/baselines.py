@@ -37,7 +37,7 @@ from modeling_mcm.configuration_mcm import FIRST_LABEL
 from modeling_mcm.data.cases import compute_offsets
 from modeling_mcm.events_mcm import number_groups, run_starts
 from modeling_mcm.extras import needs
-from modeling_mcm.features_mcm import describe_histories
+from modeling_mcm.features_mcm import OF_CUSTOMERS, PERSONAL, describe_histories
 
 from .cases import TaskHistory, VisitSets, count_transitions, read_history, read_moments, task_histories
 from .metrics import distinct_targets, ndcg_at_k, ratio, tie_ranks
@@ -296,9 +296,9 @@ def find_candidates(
     order = np.argsort(keys)
     case, label = np.divmod(keys[order], size)
     columns = {}
-    for name, values in seen.columns.items():
+    for name, values in zip(PERSONAL, seen.numbers, strict=True):
         columns[name] = np.append(values.numpy(), np.zeros(len(keys) - len(own_keys)))[order]
-    columns |= {name: values.numpy()[case] for name, values in seen.customers.items()}
+    columns |= {name: values.numpy()[case] for name, values in zip(OF_CUSTOMERS, seen.customers, strict=True)}
     columns |= statistics.features(as_of[case], label)
     return case, label, pd.DataFrame(columns, dtype=np.float32)
 

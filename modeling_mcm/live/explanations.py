@@ -127,8 +127,8 @@ def explain(
         for start in range(0, len(rows), size):
             part = slice(start, start + size)
             log_p = score(rows[part], left_out[part]).double().log_softmax(-1)[:, label_id]
-            known = predictor.model.chances(task, log_p)
-            result += (log_p.exp() if known is None else known).tolist()
+            known = predictor.model.chances({task: log_p[:, None]})  # each (B, 1)
+            result += known.get(task, log_p.exp()).flatten().tolist()
         return result
 
     if label is None:

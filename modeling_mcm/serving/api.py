@@ -20,6 +20,7 @@ from datetime import UTC, datetime
 from typing import Annotated
 from urllib.parse import quote, unquote
 
+from modeling_mcm.configuration_mcm import FIRST_LABEL
 from modeling_mcm.data.schema import example_values
 from modeling_mcm.evaluation.totals import past_starts, total_of_rows
 from modeling_mcm.extras import needs
@@ -191,7 +192,14 @@ def create_api(service: CustomerService, tokens: str, limit: float = math.inf, l
         service.close()
 
     version, words = importlib.metadata.version("modeling-mcm"), __doc__.partition("\n\n")[0]
-    api = FastAPIOffline(title="MCM", version=version, description=words, redoc_url=None, lifespan=closing)
+    api = FastAPIOffline(
+        title="MCM",
+        version=version,
+        description=words,
+        redoc_url=None,
+        lifespan=closing,
+        generate_unique_id_function=lambda route: route.name,
+    )
     guarded = APIRouter(dependencies=[Depends(check_token), Depends(name_checkpoint)], responses=ERRORS)
     _answer_errors(api)
     _add_changes(guarded, service)
@@ -199,6 +207,7 @@ def create_api(service: CustomerService, tokens: str, limit: float = math.inf, l
         add_questions(guarded, service)
     api.include_router(guarded, prefix="/v1")
     api.add_middleware(Requests)
+    _add_examples(api, service)
     registry = CollectorRegistry()
     metrics = Instrumentator(should_group_status_codes=False, registry=registry).add(default(registry=registry))
     if log_requests:
@@ -251,6 +260,25 @@ def _answer_errors(api: FastAPI) -> None:
     def validation_error(request: Request, error: RequestValidationError) -> JSONResponse:
         parts = [f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()]
         return answer(422, f"The request can't be read: {some(parts)}. GET /docs says what it expects.")
+
+
+def _add_examples(api: FastAPI, service: CustomerService) -> None:
+    """Gives parameters of /openapi.json values that the checkpoint knows."""
+    task, write = service.model.config.tasks[0], api.openapi
+    own, values = service.extractor.own_ids(task), service.extractor.vocabularies[task]
+    label = next((value for number, value in enumerate(values, FIRST_LABEL) if number not in own), "")
+    examples = {"customer_id": "7", "event_id": "1", "task": task, "label": label}
+
+    def write_with_examples() -> dict:
+        found = write()
+        operations = [operation for path in found["paths"].values() for operation in path.values()]
+        for parameter in [each for operation in operations for each in operation.get("parameters", ())]:
+            if parameter["name"] in examples:
+                value, is_list = examples[parameter["name"]], "'array'" in str(parameter["schema"])
+                parameter["example"] = [value] if is_list else value
+        return found
+
+    api.openapi = write_with_examples  # type: ignore[method-assign]
 
 
 def _add_changes(api: APIRouter, service: CustomerService) -> None:

@@ -142,7 +142,9 @@ class WorkerProcess:
     def _start(self) -> ProcessPoolExecutor:
         context = multiprocessing.get_context("spawn")
         pool = ProcessPoolExecutor(1, context, _open, (*self._checkpoint, torch.get_num_threads()))
+        others = multiprocessing.active_children()
         pool.submit(os.getpid)  # starts the process now, so that the first call need not wait for it
+        self._processes = [process for process in multiprocessing.active_children() if process not in others]
         return pool
 
     def __call__(self, function: Callable[..., Any], *values: object) -> Any:
@@ -164,8 +166,10 @@ class WorkerProcess:
         finally:
             self._free.release()
 
-    def close(self) -> None:
-        """Stops the process after what it computes."""
+    def close(self, now: bool = False) -> None:
+        """Stops the process after what it computes, or now."""
+        for process in self._processes if now else ():
+            process.kill()
         self._pool.shutdown(cancel_futures=True)
 
 
@@ -258,7 +262,7 @@ class CustomerService:
     def close(self) -> None:
         """Closes the store and the worker."""
         if isinstance(self.worker, WorkerProcess):
-            self.worker.close()
+            self.worker.close(now=True)  # no request waits for it any more
         self.store.close()
 
     def check(self) -> None:
@@ -375,7 +379,7 @@ class CustomerService:
                 batch.customers.append({"customer_id": customer_id, "events": len(history.events), "as_of": answered})
                 self._keep(customer_id, customer)
         if batch.unknown and not may_be_unknown:
-            words = "send an event with this customer_id to POST /events first"
+            words = "send an event with this customer_id to POST /v1/events first"
             raise ServiceError(f"No customer {batch.unknown[0]!r} is known: {words}.", 404)
         return batch
 

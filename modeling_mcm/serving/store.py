@@ -12,6 +12,7 @@ import json
 import os
 import secrets
 import sqlite3
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -159,7 +160,7 @@ class EventStore:
     """
 
     def __init__(self, address: str, log: str = "", timeout: float = 5.0):
-        self.log, self.timeout = log, timeout
+        self.log, self.timeout, self._turn = log, timeout, threading.Lock()
         try:
             url = sql.make_url(address if "://" in address else f"sqlite:///{address}")
         except (sql.exc.ArgumentError, ValueError) as error:
@@ -213,7 +214,12 @@ class EventStore:
         options: dict[str, object] = {WRITING: writing}
         if not self.is_sqlite and not writing:  # SQLite's readers see one snapshot anyway
             options["isolation_level"] = "REPEATABLE READ"
-        with self._failure(), self.engine.connect().execution_options(**options) as connection, connection.begin():
+        with (
+            self._take_turn(writing),
+            self._failure(),
+            self.engine.connect().execution_options(**options) as connection,
+            connection.begin(),
+        ):
             store = Transaction(connection)
             if not self.is_sqlite:
                 store.run(SETTINGS, {"timeout": f"{round(self.timeout * 1000)}ms"})
@@ -221,6 +227,19 @@ class EventStore:
                 yield store
             finally:
                 self._check_file()
+
+    @contextlib.contextmanager
+    def _take_turn(self, writing: bool) -> Iterator[None]:
+        """Has SQLite's writers of this process wait for each other: at a lock of the file SQLite sleeps and tries
+        again, for seconds if it is unlucky."""
+        is_waiting = writing and self.is_sqlite
+        if is_waiting and not self._turn.acquire(timeout=self.timeout):
+            raise _explain({sqlite3.SQLITE_BUSY}, self.name, "another request writes")
+        try:
+            yield
+        finally:
+            if is_waiting:
+                self._turn.release()
 
     @contextlib.contextmanager
     def _failure(self) -> Iterator[None]:

@@ -238,7 +238,9 @@ def ask_by_hand(shop, question, as_of=AS_OF, with_profile=True, inputs=None):
 
 def rank_by_hand(shop, task, logits, seen, comes, question):
     labels, model = shop.extractor.vocabularies[task], shop.model
-    chances = comes * model.chances(task, logits[None].double().log_softmax(1), question.get("horizon_days"))[0]
+    chances = (
+        comes * model.chances({task: logits[None].double().log_softmax(1)}, question.get("horizon_days"))[task][0]
+    )
     allowed = [id for id in range(2, len(logits)) if id not in shop.extractor.own_ids(task)]
     if "exclude" in question:
         allowed = [id for id in allowed if id not in seen and not (FOURTH in question["exclude"] and id == 2 + 3)]

@@ -93,6 +93,14 @@ def test_a_process_answers_as_a_live_customer_and_logs_requests(serve, save, eve
     assert abs(pd.Timestamp(logged["time"]) - pd.Timestamp.now("UTC")) < pd.Timedelta(hours=1)
 
 
+def test_a_service_that_is_told_to_stop_ends_with_0_and_its_process_of_slow_answers(serve, save, tmp_path):
+    server = serve(save(extended=True), tmp_path / "state.db")
+    children = psutil.Process(server.process.pid).children()
+    assert any("spawn_main" in " ".join(each.cmdline()) for each in children)  # it still imports
+    server.stop()
+    assert server.process.exitcode == 0 and not psutil.wait_procs(children, 10)[1]
+
+
 @pytest.mark.slow
 def test_slow_answers_come_from_another_process_that_ends_with_the_service(serve, save, prepared, event_log, tmp_path):
     server = serve(save(extended=True, **STATE), tmp_path / "state.db", "--data", prepared)

@@ -6,20 +6,24 @@ import json
 import logging
 import threading
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from urllib.parse import quote
 
 import pytest
+import yaml
 from choices import STATE
 from fitted import fill_forecaster, fill_scorer
 from serving_client import HEADERS, HOST, TOKEN, as_requests, assert_same, make_client, make_service
 
+from modeling_mcm.commands.serve import TOKEN as TOKEN_VARIABLE
+from modeling_mcm.commands.serve import ServeOptions
 from modeling_mcm.data import PreparedData
 from modeling_mcm.live.customer import LiveCustomer
 from modeling_mcm.scoring import forecast_total
 from modeling_mcm.serving import EventStore, create_api
 
+MANIFEST = Path(__file__).resolve().parents[3] / "examples" / "kubernetes.yaml"
 pytestmark = pytest.mark.filterwarnings("ignore:.*httpx")
 
 
@@ -419,6 +423,38 @@ def test_bad_requests_are_answered_with_what_is_wrong(client, events, line):
     else:
         answer = client.get(path)
     assert answer.status_code == int(status) and words in answer.json()["detail"]
+
+
+def test_openapi_has_short_names_and_parameters_that_the_service_knows(client, service, events):
+    post(client, [each | {"customer_id": "7"} for each in events])
+    paths = client.get(f"{HOST}/openapi.json").json()["paths"]
+    names = [each["operationId"] for path in paths.values() for each in path.values()]
+    assert len({*names}) == len(names) and {"post_events", "scores", "healthz", "metrics"} < {*names}
+    for path in ("/v1/customers/{customer_id}/scores", "/v1/labels/similar", "/v1/labels/together"):
+        given = {each["name"]: each["example"] for each in paths[path]["get"]["parameters"] if "example" in each}
+        if path.endswith("scores"):
+            (task,) = given["task"]
+            assert client.get(HOST + path.format(**given), params={"task": task}).json()["tasks"].keys() == {task}
+        else:
+            (label,) = given["label"] if path.endswith("together") else [given["label"]]
+            assert label in service.extractor.vocabularies[given["task"]]
+    assert "to POST /v1/events first" in client.get("/customers/nobody/scores").json()["detail"]
+
+
+def test_the_manifest_of_kubernetes_asks_what_the_service_answers(client):
+    deployment, service = yaml.safe_load_all(MANIFEST.read_text(encoding="utf-8"))
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
+        asked = container[probe]["httpGet"]
+        assert client.get(HOST + asked["path"], headers={"Authorization": ""}).json()["status"] == "ok"
+        assert asked["port"] in [port["name"] for port in container["ports"]]
+    assert container["ports"][0]["containerPort"] == ServeOptions(model="any").port
+    command, *options = container["args"]
+    assert command == "serve" and {option[2:] for option in options[::2]} <= {
+        each.name for each in fields(ServeOptions)
+    }
+    assert {each["name"] for each in container["env"]} == {TOKEN_VARIABLE, "MCM_STORE"}
+    assert service["spec"]["selector"] == deployment["spec"]["template"]["metadata"]["labels"]
 
 
 def test_openapi_says_what_is_answered_and_its_example_is_an_event(client):

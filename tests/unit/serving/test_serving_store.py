@@ -3,15 +3,17 @@
 """The service's store: what is kept, what two services on it see of each other, and stores at fault."""
 
 import glob
+import multiprocessing
 import os
 import shutil
 import sqlite3
 import subprocess
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 
+import psutil
 import pytest
 import sqlalchemy
 from forked_runs import free_port
@@ -57,49 +59,72 @@ def never_had(model, extractor, events):
     return live.scores()
 
 
-@contextmanager
-def postgres(folder):
-    """The URL of a PostgreSQL server that stops at the end; it listens on this machine alone."""
-    places = [*glob.glob("/usr/lib/postgresql/*/bin"), *os.environ["PATH"].split(os.pathsep)]
-    initdb = next((Path(place, "initdb") for place in places if Path(place, "initdb").is_file()), None)
-    if initdb is None:
-        pytest.skip("no PostgreSQL server")
-    user = {}
-    if os.getuid() == 0:  # PostgreSQL does not run as root
-        user = {"user": "postgres", "group": "postgres"}
-        shutil.chown(folder, "postgres", "postgres")
-    port = free_port()
-    data, quiet = folder / "data", {"stdout": subprocess.DEVNULL, "cwd": folder, **user}
-    subprocess.run([initdb, "-D", data, "-U", "mcm", "-A", "trust", "--no-sync"], check=True, **quiet)
-    options = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1 -c fsync=off -c synchronous_commit=off"
-    control = [initdb.with_name("pg_ctl"), "-D", data, "-w"]
-    subprocess.run([*control, "-o", options, "-l", folder / "log", "start"], check=True, **quiet)
-    try:
-        yield f"postgresql://mcm@127.0.0.1:{port}/postgres"
-    finally:
-        subprocess.run([*control, "-m", "immediate", "stop"], check=True, **quiet)
+class Postgres:
+    """A PostgreSQL server of a folder, which listens on this machine alone; it is started by `with`."""
+
+    def __init__(self, folder):
+        places = [*glob.glob("/usr/lib/postgresql/*/bin"), *os.environ["PATH"].split(os.pathsep)]
+        initdb = next((Path(place, "initdb") for place in places if Path(place, "initdb").is_file()), None)
+        if initdb is None:
+            pytest.skip("no PostgreSQL server")
+        user = {}
+        if os.getuid() == 0:  # PostgreSQL does not run as root
+            user = {"user": "postgres", "group": "postgres"}
+            shutil.chown(folder, "postgres", "postgres")
+        self.data, port = folder / "data", free_port()
+        self.url = f"postgresql://mcm@127.0.0.1:{port}/postgres"
+        self.quiet = {"stdout": subprocess.DEVNULL, "cwd": folder, "check": True, **user}
+        subprocess.run([initdb, "-D", self.data, "-U", "mcm", "-A", "trust", "--no-sync"], **self.quiet)
+        options = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1 -c fsync=off -c synchronous_commit=off"
+        self.control = [initdb.with_name("pg_ctl"), "-D", self.data, "-w"]
+        self.starting = [*self.control, "-o", options, "-l", folder / "log", "start"]
+
+    def start(self):
+        subprocess.run(self.starting, **self.quiet)
+
+    def stop(self):
+        subprocess.run([*self.control, "-m", "immediate", "stop"], **self.quiet)
+
+    def kill(self):
+        """Kills its processes, which then write nothing more."""
+        parent = psutil.Process(int((self.data / "postmaster.pid").read_text().split()[0]))
+        processes = [parent, *parent.children()]
+        for process in processes:
+            process.kill()
+        assert not psutil.wait_procs(processes, 10)[1]
+
+    def run(self, statements):
+        engine = sqlalchemy.create_engine(self.url.replace("postgresql:", "postgresql+psycopg:"))
+        with engine.begin() as connection:
+            connection.exec_driver_sql(f"SET TRANSACTION READ WRITE; {statements}")
+        engine.dispose()
+
+    def empty(self):
+        """The URL of its database, in which there is nothing now."""
+        self.run("ALTER DATABASE postgres RESET ALL; DROP SCHEMA public CASCADE; CREATE SCHEMA public")
+        return self.url
+
+    def __enter__(self):
+        self.start()
+        return self
+
+    def __exit__(self, *error):
+        self.stop()
+
+
+@pytest.fixture(scope="module")
+def postgres():
+    # Not pytest's folder, which is root's alone.
+    with tempfile.TemporaryDirectory(prefix="mcm-postgres-") as folder, Postgres(Path(folder)) as server:
+        yield server
 
 
 @pytest.fixture(scope="module", params=["sqlite", "postgresql"])
 def database(request, tmp_path_factory):
     """A function that gives an empty store of each kind."""
     if request.param == "sqlite":
-        yield lambda: tmp_path_factory.mktemp("store") / "state.db"
-        return
-    # Not pytest's folder, which is root's alone.
-    with tempfile.TemporaryDirectory(prefix="mcm-postgres-") as folder, postgres(Path(folder)) as url:
-
-        def empty():
-            engine = sqlalchemy.create_engine(url.replace("postgresql:", "postgresql+psycopg:"))
-            with engine.begin() as connection:
-                connection.exec_driver_sql(
-                    "SET TRANSACTION READ WRITE; ALTER DATABASE postgres RESET ALL; DROP SCHEMA public CASCADE; "
-                    "CREATE SCHEMA public"
-                )
-            engine.dispose()
-            return url
-
-        yield empty
+        return lambda: tmp_path_factory.mktemp("store") / "state.db"
+    return request.getfixturevalue("postgres").empty
 
 
 def test_two_services_on_one_store_see_each_other_s_events(start, database, events, model, extractor):
@@ -164,6 +189,80 @@ def test_a_service_that_can_t_write_is_not_ready(start, database, events, change
     service.store.engine.dispose()
     with pytest.raises(ServiceError, match="can't be (used|written)"):
         service.check()
+
+
+def test_a_database_that_is_down_is_said_and_used_again_when_it_is_back(start, postgres, events, model, extractor):
+    service = start(postgres.empty())
+    service.add(events[:5])
+    postgres.stop()
+    try:
+        for act in (
+            lambda: service.add(events[5:]),
+            lambda: scores(service),
+            service.check,
+            lambda: start(postgres.url),
+        ):
+            with pytest.raises(ServiceError, match="can't be used now .*: nothing of this request was kept") as caught:
+                act()
+            assert caught.value.status == 503
+    finally:
+        postgres.start()
+    assert_same(scores(service), never_had(model, extractor, events[:5]))
+    service.add(events)
+    service.check()
+    assert_same(scores(service), never_had(model, extractor, events))
+
+
+def test_a_user_who_may_only_read_is_refused_at_the_start_and_answers_later(start, postgres, events, model, extractor):
+    start(postgres.empty()).add(events[:5])
+    postgres.run("DROP ROLE IF EXISTS reader; CREATE ROLE reader LOGIN SUPERUSER")
+    url = postgres.url.replace("mcm@", "reader@")
+    service = start(url)
+    rights = "USAGE ON SCHEMA public TO reader; GRANT SELECT ON ALL TABLES IN SCHEMA public TO reader"
+    postgres.run(f"ALTER ROLE reader NOSUPERUSER; GRANT {rights}")
+    service.store.engine.dispose()  # as when the connection was lost
+    assert_same(scores(service), never_had(model, extractor, events[:5]))
+    for act in (lambda: service.add(events), service.check, lambda: start(url)):
+        with pytest.raises(ServiceError, match="can't be written .*permission denied.*check the path and the rights"):
+            act()
+    postgres.run("DROP OWNED BY reader; DROP ROLE reader")
+    assert_same(scores(start(postgres.url)), never_had(model, extractor, events[:5]))
+
+
+def write_on(url, events, known):
+    """Stores events one by one, and writes the id of each that is stored."""
+    store = EventStore(url)
+    for number, event in enumerate(events):
+        with store.transaction(writing=True) as transaction:
+            transaction.customer("c03", locked=True)
+            transaction.append("c03", number, {event.event_id: event.event})
+        os.write(known, f"{event.event_id}\n".encode())
+
+
+@pytest.mark.parametrize("killed", ["service", "database"])
+def test_what_a_database_acknowledged_is_there_after_kills_of_both_sides(
+    start, postgres, events, model, extractor, killed
+):
+    url, (reading, known) = postgres.empty(), os.pipe()
+    many = [event.model_copy(update={"event_id": f"{n}-{event.event_id}"}) for n in range(200) for event in events]
+    writer = multiprocessing.get_context("fork").Process(target=write_on, args=(url, many, known))
+    writer.start()
+    os.close(known)
+    with open(reading) as acknowledged:
+        first = [next(acknowledged).strip() for _ in range(20)]
+        postgres.kill() if killed == "database" else writer.kill()
+        writer.join(30)  # of a lost database it fails
+        first += acknowledged.read().split()
+    if killed == "service":
+        postgres.kill()
+    postgres.start()
+    assert writer.exitcode not in (0, None) and 20 <= len(first) < len(many)
+    service = start(url)
+    with service.store.transaction() as store:
+        found = [row.event_id for row in store.events("c03", 0)]
+    assert found[: len(first)] == first and len(found) <= len(first) + 1  # one may have been stored unsaid
+    assert service.add(many[: len(found) + 1])["added"] == 1
+    assert_same(scores(service), never_had(model, extractor, many[: len(found) + 1]))
 
 
 @pytest.mark.parametrize("stop", ["closed", "killed"])
@@ -273,6 +372,15 @@ def test_a_store_at_fault_is_refused_and_not_changed(start, events, tmp_path, ch
     with pytest.raises(ServiceError, match=words):
         EventStore(str(folder / "state.db"))
     assert {path: path.read_bytes() for path in before} == before
+
+
+def test_requests_that_write_to_a_file_wait_for_their_turn(start, events):
+    """SQLite would sleep and try again, with no order."""
+    service = start(timeout=0.2)
+    with ThreadPoolExecutor(1) as pool, service.store.transaction(writing=True):
+        with pytest.raises(ServiceError, match="is locked by another process .another request writes.") as caught:
+            pool.submit(service.add, events).result()
+    assert caught.value.status == 503 and service.add(events)["added"] == len(events)
 
 
 def test_a_locked_store_is_reported_after_the_timeout(start, events, tmp_path):
