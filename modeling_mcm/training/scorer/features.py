@@ -135,8 +135,10 @@ def compute_features(
             age = torch.randint(STALE + 1, (len(chosen),), generator=generator).numpy()
             ended = [counts.find_part(asked.day, age) for counts in log.counts]  # by task (B,)
             # By task the counts (B, 5, V) at that time, and the numbers of visits (B,)
-            then = ([values[at].to(device) for values, at in zip(state, ended, strict=True)] for state in states)
-            found = candidate_features(read_histories(config, batch), known, readout, *then)
+            counts, visits = (
+                [values[at].to(device) for values, at in zip(state, ended, strict=True)] for state in states
+            )
+            found = candidate_features(read_histories(config, batch), known, readout, counts, visits)
             later, sees_horizon = find_later(rows, asked), torch.from_numpy(asked.left >= HORIZON_DAYS).to(device)
             for task, (name, table) in enumerate(zip(config.tasks, known, strict=True)):
                 has_times, labels = bool(table.totals[2]), batch["labels"][..., task]
