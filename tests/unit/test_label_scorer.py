@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The scorer of labels: its numbers, its folds, its probabilities, and when it reads the encoder."""
 
+import copy
 from types import SimpleNamespace
 
 import numpy as np
@@ -313,6 +314,22 @@ def test_an_encoder_that_no_task_reads_changes_no_score(encoded, batch):
         assert torch.equal(readout[place].scores, asked[task])  # of the loss
         assert torch.equal(logits[task], scores[NEXT_VISIT][place]) and torch.equal(logits[task], again[task])
         assert not torch.equal(within[task], scores[WITHIN][place])
+
+
+def test_tables_that_changed_are_read_again(model, batch):
+    """A model keeps what its tables say of labels: written over, or other ones, as a refresh gives them."""
+    scorer, tasks = copy.deepcopy(model.scorer), range(len(model.config.tasks))
+    history = read_histories(model.config, batch)
+    before = scorer.score(tasks, history)
+    with torch.inference_mode():
+        assert all(map(torch.equal, scorer.score(tasks, history), before))
+    table = scorer.get_tables(0)
+    other = table.counts.flip(1)
+    for change in (lambda: table.counts.copy_(other), lambda: setattr(table, "counts", other + 3)):
+        change()
+        changed, scorer._columns = scorer.score(tasks, history), {}
+        assert all(map(torch.equal, changed, scorer.score(tasks, history)))
+        assert not torch.equal(changed[0], before[0])
 
 
 def know(model, batch, knows):

@@ -12,6 +12,7 @@ import pytest
 from fitted import fill_scorer
 
 from modeling_mcm import LiveCustomer
+from modeling_mcm.encoding_mcm import Encoding
 from modeling_mcm.live.customer import LiveHistory
 
 CONFIG = {"extended": True, "attention_window": 4, "max_position_embeddings": None, "scorer": True}
@@ -42,6 +43,22 @@ def test_a_customer_whose_events_are_all_removed_is_as_new(extractor):
     new = LiveHistory(extractor, {"age": "old"}, "c1")
     assert history.events == new.events == []
     np.testing.assert_equal(history.row, new.row)
+
+
+def test_a_visit_that_comes_last_is_encoded_beside_the_one_before_alone(extractor, monkeypatch):
+    encode, counted = Encoding.encode, []
+
+    def count(self, events, *args):
+        counted.append(len(events.positions))
+        return encode(self, events, *args)
+
+    monkeypatch.setattr(Encoding, "encode", count)
+    live, events = LiveHistory(extractor, None, "c"), make_events(30)
+    for event in events:
+        live.add(event)
+    assert max(counted) < 10
+    live.add(events[2])  # an old visit: from there on
+    assert counted[-1] > 25 and len(live.events) == 31
 
 
 def test_late_events_are_reported(extractor):
