@@ -17,7 +17,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import pandas as pd
 from transformers import HfArgumentParser
 from transformers.hf_argparser import HfArg
 
@@ -43,7 +42,6 @@ def list_commands(data: PreparedData, runs: Path) -> Iterator[tuple[str, list[st
     yield "start --network shipped", ["start", "--data", folder, "--output_dir", shipped, "--network", "shipped"]
     words = ["--config", "configuration/mcm-tiny", "--num_train_epochs", "1", "--dataloader_num_workers", "1"]
     yield "pretrain, one epoch of mcm-tiny", ["pretrain", "--data", folder, "--output_dir", encoder, *words]
-    yield "evaluate", ["evaluate", "--data", folder, "--model", start]
     yield "predict", ["predict", "--model", start, *files, "--output_dir", str(runs / "predictions")]
 
 
@@ -74,7 +72,11 @@ def main() -> None:
     data, runs = prepared(LOGS[options.log], options.data), Path(options.runs)
     shutil.rmtree(runs, ignore_errors=True)
     rows = {f"`mcm {name}`": measure(words) for name, words in list_commands(data, runs)}
-    table = pd.DataFrame(rows).T.round({"memory, GB": 2}).astype({"seconds": int, "CPU seconds": int}).to_markdown()
+    columns = ["seconds", "CPU seconds", "memory, GB"]
+    lines = [" | ".join(["command", *columns]), " | ".join(["---", *["---:"] * len(columns)])]
+    for name, row in rows.items():
+        lines.append(" | ".join([name, *(f"{row[key]:.{2 if 'memory' in key else 0}f}" for key in columns)]))
+    table = "\n".join(f"| {line} |" for line in lines)
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True).stdout
     facts = {"customers": data.manifest.counts["customers"], "events": data.manifest.counts["events"]}
     facts |= {"threads": os.environ.get("OMP_NUM_THREADS", os.cpu_count()), "machine": platform.machine()}
