@@ -82,7 +82,7 @@ def count_shop(log: LabelLog, seed: int) -> CountedShop | None:
     cases = cast(ExampleTable, draw_validation(data, seed))
     chosen = np.random.default_rng(seed).permutation(len(cases.row))[:EXAMPLES]
     config = make_config(data.extractor)
-    counted = count_log(data, config, seed)
+    counted = count_log(data, config, seed, by_fold=False)
     scorer = LabelScorer([*config.label_sizes.values()], config.no_targets, False)
     for table, counts in zip(scorer.tables, counted.counts, strict=True):
         table.load_state_dict(counts.make_tables().state_dict())

@@ -321,10 +321,11 @@ def count_labels(data: PreparedData, config: MCMConfig, folds: NDArray) -> Itera
         yield LabelCounts(history, size, folds, [*usual.values()], no_targets)
 
 
-def count_log(data: PreparedData, config: MCMConfig, seed: int = 0) -> CountedLog:
-    """Counts the labels of each task in the training period, by folds that the seed draws."""
+def count_log(data: PreparedData, config: MCMConfig, seed: int = 0, by_fold: bool = True) -> CountedLog:
+    """Counts the labels of each task in the training period, by folds that the seed draws. Examples of training need
+    the tables `by_fold`."""
     folds = np.random.default_rng(seed).integers(0, FOLDS, len(data.rows))
-    counts = [counts.make_all_tables() for counts in count_labels(data, config, folds)]
+    counts = [counts.make_all_tables() if by_fold else counts for counts in count_labels(data, config, folds)]
     collator = MCMCollator(data.extractor, config, "evaluate", cutoff="validation")
     without_repeats = [config.tasks.index(task) for task in tasks_without_repeats(data.rows, config.tasks)]
     return CountedLog(PreparedRows(data.rows), collator, folds, counts, without_repeats)
