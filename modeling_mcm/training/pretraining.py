@@ -197,14 +197,12 @@ class CountsFit(NamedTuple):
     Attributes:
         log ([`CountedLog`]), examples ([`Examples`]): The log, and the examples of it.
         generator (`torch.Generator`): Of the draws of candidates.
-        ndcg (`list[torch.FloatTensor]`): NDCG@10 `(Q, E)` of the validation cases by task.
-        scored (`list[ScoredCases]`): Their candidates by task.
+        scored (`list[ScoredCases]`): Candidates of the validation cases by task.
     """
 
     log: CountedLog
     examples: Examples
     generator: torch.Generator
-    ndcg: list[torch.Tensor]
     scored: list[ScoredCases]
 
 
@@ -221,19 +219,19 @@ def fit_counts(model: MCMForMultiTaskRecommendation, data: PreparedData, seed: i
         table.load_state_dict(counts.make_tables().state_dict())
     validation = compute_features(log, examples.validation, generator, device, scorer)
     return_freed_memory()
-    ndcg = fit_network(scorer.of_counts, training, validation, seed, device, log.without_repeats, examples.chooses)
+    fit_network(scorer.of_counts, training, validation, seed, device, log.without_repeats)
     pairs = product(range(len(config.tasks)), range(QUESTIONS))
     calibrate(scorer, validation, pairs, examples.questions, device)
     scorer.fitted.fill_(True)
-    scored = score_by_counts(scorer.of_counts, validation, log.without_repeats, examples.chooses)
-    return CountsFit(log, examples, generator, ndcg, scored)
+    scored = score_by_counts(scorer.of_counts, validation, log.without_repeats)
+    return CountsFit(log, examples, generator, scored)
 
 
 def fit_encoder(model: MCMForMultiTaskRecommendation, counted: CountsFit, seed: int = 0) -> None:
     """Fits the network of a model's scorer that reads the trained encoder, too, and lets the tasks and questions read
     it that gain by it."""
-    log, examples, generator, by_counts, _ = counted
-    config, scorer, device = model.config, cast(LabelScorer, model.eval().scorer), model.device
+    log, examples, generator, _ = counted
+    scorer, device = cast(LabelScorer, model.eval().scorer), model.device
     if examples.validation is None or examples.held_out is None:
         logger.warning("Without validation cases nobody knows what the encoder is worth, so it is not used.")
         return
@@ -246,9 +244,8 @@ def fit_encoder(model: MCMForMultiTaskRecommendation, counted: CountsFit, seed: 
         )
         return
     validation = compute_features(log, examples.validation, generator, device, scorer, model)
-    choices = log.without_repeats, examples.chooses, scorer.of_counts
-    ndcg = fit_network(network, training, validation, seed, device, *choices)
-    pairs = judge_encoder(config.tasks, by_counts, ndcg, examples.questions, examples.judges, device)
+    fit_network(network, training, validation, seed, device, log.without_repeats, scorer.of_counts)
+    pairs = judge_encoder(model, log, examples)
     for pair in pairs:
         scorer.reads[pair] = True
     calibrate(scorer, validation, pairs, examples.questions, device)

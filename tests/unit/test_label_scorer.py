@@ -48,7 +48,7 @@ from modeling_mcm.training.scorer.examples import (
     read_visit_starts,
 )
 from modeling_mcm.training.scorer.features import compute_features, read_batches
-from modeling_mcm.training.scorer.fit import SEARCH, ScoredCases, fit_weights, ranking_loss
+from modeling_mcm.training.scorer.fit import SEARCH, ScoredCases, fit_weights, rank_cases, ranking_loss
 
 
 @pytest.fixture(scope="module")
@@ -245,13 +245,20 @@ def test_candidates_depend_on_no_batch_though_most_labels_tie():
         assert label[row == task].tolist() == sorted(wanted.difference([11] * task))
 
 
+def rank_validation(model, fit):
+    """NDCG@10 of the next visit by counts alone, of the first task in each validation case."""
+    scorer, without_repeats = model.scorer, fit.log.without_repeats
+    tables = compute_features(fit.log, fit.examples.validation, fit.generator, CPU, scorer)
+    return rank_cases(scorer.of_counts, tables, without_repeats)[0][NEXT_VISIT]
+
+
 @pytest.mark.parametrize(("customers", "items"), [(3, 5), (30, 1)], ids=["three customers", "one label"])
 def test_small_logs_are_fitted(tmp_path, customers, items):
     log = [(user, place, "buy", f"item {(user + place) % items}") for user in range(customers) for place in range(6)]
     columns = ["user", "place", "kind", "item"]
     data = prepare_items(tmp_path, log, columns, order="place", cutoffs="leave_one_out", **KINDS)
     model = make_model(data)
-    assert fit_counts(model, data).ndcg[0][0].nanmean() > 0
+    assert rank_validation(model, fit_counts(model, data)).nanmean() > 0
     level = LabelScorer.chances(model.scorer.chance[-1, NEXT_VISIT], torch.full((items,), 1 / items).log())
     assert level.sum() == pytest.approx(1, abs=0.5)  # a visit has one item
 
@@ -262,10 +269,10 @@ def test_the_figure_of_counts_alone_is_that_of_evaluation(tmp_path):
     known = {"order": "rows", "features": [{"name": "item", "min_count": 9}], "cutoffs": "leave_one_out"}
     data = prepare_items(tmp_path, log, ["user", "item"], **known)
     model = make_model(data, "token_type")
-    (ndcg,), cases = fit_counts(model, data).ndcg, cases_at(data, "validation")
+    ndcg, cases = rank_validation(model, fit_counts(model, data)), cases_at(data, "validation")
     assert min(cases.targets["item"].labels) < 0
     values = rank_targets(model, data.extractor, data.rows, cases, ["item"])["item"].metrics((10,))
-    assert ndcg[0].nanmean() == pytest.approx(np.nanmean(values["next_visit_ndcg@10"]), abs=1e-6)
+    assert ndcg.nanmean() == pytest.approx(np.nanmean(values["next_visit_ndcg@10"]), abs=1e-6)
 
 
 def test_a_small_log_is_not_ranked_worse_than_by_counting(model, data):
@@ -364,16 +371,34 @@ def test_an_encoder_is_measured_by_what_it_adds_to_counts(encoded, monkeypatch):
 
 
 def test_cases_that_chose_an_epoch_do_not_judge_the_encoder(data, monkeypatch):
-    few = draw_examples(data, 0, True)
-    assert few.chooses.all() and few.judges.all()
+    few, every = draw_examples(data, 0, True), draw_examples(data, 0, False).validation.row.tolist()
+    assert sorted(few.judging.row) == few.validation.row.tolist() == every
     monkeypatch.setattr("modeling_mcm.training.scorer.examples.ENOUGH", 10)
-    assert draw_examples(data, 0, False).chooses.all()
     examples = draw_examples(data, 0, True)
-    assert (examples.chooses ^ examples.judges).all() and abs(examples.judges.mean() - 0.5) < 0.1
-    before = torch.rand(2, len(examples.judges), generator=torch.Generator().manual_seed(0))
-    for gains, pairs in ((examples.chooses, []), (examples.judges, [(0, NEXT_VISIT)])):
-        after = before + torch.from_numpy(gains)
-        assert judge.judge_encoder(["items"], [before], [after], [NEXT_VISIT], examples.judges, CPU) == pairs
+    assert sorted([*examples.judging.row, *examples.validation.row]) == every
+    assert abs(len(examples.judging.row) - len(examples.validation.row)) <= 1
+    monkeypatch.setattr("modeling_mcm.training.scorer.examples.VALIDATION_EXAMPLES", 5)
+    examples = draw_examples(data, 0, True)
+    assert len(examples.validation.row) == 5 and len(examples.judging.row) == len(every) - 5
+
+
+@pytest.mark.parametrize(
+    "gain, error, asked, is_used", [(0.1, 0.1, 1, True), (-0.1, 0.1, 1, False), (0.01, 0.3, 3, False)]
+)
+def test_more_cases_judge_the_encoder_where_the_first_do_not_decide(data, monkeypatch, gain, error, asked, is_used):
+    examples, parts = draw_examples(data, 0, True), []
+    monkeypatch.setattr(judge, "JUDGES", -(-len(examples.judging.row) // 3))
+
+    def compare_networks(model, log, cases):
+        parts.append(cases)
+        return [gain + error * torch.tensor([1.0, -1.0]).repeat(2, len(cases.row))[:, : len(cases.row)]]
+
+    monkeypatch.setattr(judge, "compare_networks", compare_networks)
+    model = SimpleNamespace(config=SimpleNamespace(tasks=["items"]))
+    pairs = judge.judge_encoder(model, None, examples._replace(questions=(NEXT_VISIT,)))
+    assert pairs == [(0, NEXT_VISIT)] * is_used and len(parts) == asked
+    rows = np.concatenate([part.row for part in parts])
+    assert (rows == examples.judging.row[: len(rows)]).all()
 
 
 def test_large_scores_have_a_finite_entropy():

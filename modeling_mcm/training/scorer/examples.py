@@ -26,7 +26,7 @@ from modeling_mcm.scorer_mcm import HORIZON_DAYS, NEXT_VISIT, QUESTIONS, WITHIN
 logger = logging.get_logger(__name__)
 EXAMPLES, HELD_OUT, VALIDATION_EXAMPLES = 4_000, 5_000, 1_500
 LEAST_SEEING = 0.1  # share of the examples that see the whole horizon; with fewer, all teach what comes within it
-ENOUGH = 400  # number of validation cases of which one half chooses, and the other judges
+ENOUGH = 400  # number of validation cases of which at most one half chooses, and the others judge
 
 
 class ExampleTable(NamedTuple):
@@ -65,9 +65,9 @@ class Examples(NamedTuple):
         held_out ([`ExampleTable`], *optional*): The latest ones, which the encoder must not learn from; with an
             encoder.
         ends (`NDArray[int64]` of shape `(C,)`, *optional*): Number of each customer's events that it may learn from.
-        validation ([`ExampleTable`], *optional*): Validation cases, where the data set has any.
-        chooses (`NDArray[bool]` of shape `(validation cases,)`): Those that choose epochs. With an encoder, the others
-            judge it, or all if there are few.
+        validation ([`ExampleTable`], *optional*): Validation cases that choose epochs, where the data set has any.
+        judging ([`ExampleTable`], *optional*): Those that judge an encoder, in random order: all others, because among
+            epochs the best one was also a lucky one; or the same if there are few.
         questions (`tuple[int]`): Those that validation answers.
     """
 
@@ -75,13 +75,8 @@ class Examples(NamedTuple):
     held_out: ExampleTable | None
     ends: NDArray | None
     validation: ExampleTable | None
-    chooses: NDArray
+    judging: ExampleTable | None
     questions: tuple[int, ...]
-
-    @property
-    def judges(self) -> NDArray:
-        """The validation cases `(validation cases,)` that judge the encoder."""
-        return self.chooses if self.chooses.all() else ~self.chooses
 
 
 def draw_examples(data: PreparedData, seed: int, has_encoder: bool) -> Examples:
@@ -107,13 +102,18 @@ def draw_examples(data: PreparedData, seed: int, has_encoder: bool) -> Examples:
     start, end = (data.schema.scoring_time(cutoff) for cutoff in ("validation", "test"))
     sees_horizon = start is not None and end is not None and end - start >= HORIZON_DAYS * SECONDS_PER_DAY
     questions = (NEXT_VISIT, WITHIN) if sees_horizon else (NEXT_VISIT,)
-    validation = draw_validation(data, seed)
-    chooses = np.ones(0 if validation is None else len(validation.row), bool)
-    if has_encoder and len(chooses) >= ENOUGH:
-        chooses = np.random.default_rng(seed).permutation(len(chooses)) % 2 == 0
-    elif has_encoder:
-        logger.info(f"{len(chooses)} validation cases are few: those that choose the epoch judge the encoder, too.")
-    return Examples(draw_training(data, seed), held_out, ends, validation, chooses, questions)
+    training, cases = (
+        draw_training(data, seed),
+        draw_validation(data, seed, None if has_encoder else VALIDATION_EXAMPLES),
+    )
+    if cases is None:
+        return Examples(training, held_out, ends, None, None, questions)
+    total = len(cases.row)
+    number = min(VALIDATION_EXAMPLES, total // 2 if has_encoder and total >= ENOUGH else total)
+    if has_encoder and total < ENOUGH:
+        logger.info(f"{total} validation cases are few: those that choose the epoch judge the encoder, too.")
+    validation, judging = cases.take(np.argsort(cases.row[:number])), cases.take(np.arange(number % total, total))
+    return Examples(training, held_out, ends, validation, judging if has_encoder else None, questions)
 
 
 def read_visit_starts(data: PreparedData) -> ExampleTable:
@@ -195,12 +195,12 @@ def hold_out(data: PreparedData, seed: int) -> tuple[ExampleTable, NDArray]:
     return draw_cutoffs(starts.take(chosen), generator), ends
 
 
-def draw_validation(data: PreparedData, seed: int) -> ExampleTable | None:
-    """Draws validation cases; none where the data set has none."""
+def draw_validation(data: PreparedData, seed: int, most: int | None = VALIDATION_EXAMPLES) -> ExampleTable | None:
+    """Draws validation cases, at most so many; none where the data set has none."""
     if data.manifest.counts.get("validation_cases") == 0:
         return None
     cases = cases_at(data, "validation")
-    chosen = np.sort(np.random.default_rng(seed).permutation(len(cases))[:VALIDATION_EXAMPLES])
+    chosen = np.random.default_rng(seed).permutation(len(cases))[:most]
     row, end, elapsed = cases.rows[chosen], cases.history_end[chosen], np.zeros(len(chosen))
     if cases.as_of is not None:
         batch = load_columns(data.rows.select(row), ["times"])

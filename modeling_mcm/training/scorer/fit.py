@@ -14,7 +14,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from modeling_mcm.features_mcm import PLACES
@@ -40,9 +39,8 @@ def fit_network(
     seed: int,
     device: torch.device,
     seen_last: Collection[int] = (),
-    chooses: NDArray | None = None,
     start: ScoreNetwork | None = None,
-) -> list[Tensor]:
+) -> None:
     """Fits a network to examples of all tasks, and keeps the epoch that ranks the validation cases best. It starts at
     its mix of rates, or at a network of counts, with small random weights in its hidden layers.
 
@@ -53,25 +51,15 @@ def fit_network(
         0       | 9     | 0.0 0.0 ...  | False False  | -1.1
         1       | 6     | 1.0 1.4 ...  | False True   | 0.0
 
-    Out, the network, and by task its NDCG@10 of each validation case:
-
-        question   | case 0 | case 1 | case 2
-        next visit | 1.0    | NaN    | 0.63
-        within     | 0.8    | 0.0    | 0.63
-
     Args:
         network ([`ScoreNetwork`]): The network, on the device.
-        examples, validation (`Sequence[CandidateTable]`): By task, on the device; no task without validation cases.
+        examples, validation (`Sequence[CandidateTable]`): By task, on the device; no task without validation cases,
+            where the last epoch is kept.
         seed (`int`): Of weights, steps and dropout; all draws but those of dropout are of the CPU.
         device (`torch.device`): Where the network is fitted.
         seen_last (`Collection[int]`): Tasks in which seen labels are ranked last, because customers don't have a
             label again.
-        chooses (`NDArray[bool]` of shape `(E,)`, *optional*): Validation cases that choose the epoch; default: all.
         start ([`ScoreNetwork`], *optional*): A fitted network of counts, to start a network from that reads more.
-
-    Returns:
-        `list[torch.FloatTensor]`: NDCG@10 of each validation case by task, `(Q, E)`, NaN without a target; empty
-        without cases, where the last epoch is kept.
 
     Raises:
         ValueError: If no target of any example is among its candidates.
@@ -87,7 +75,7 @@ def fit_network(
     # Adam's steps are as long by few examples as by many: shorter ones keep few from moving the network far
     learning_rate = LEARNING_RATE * min(len(examples[0].num_unseen) / EXAMPLES, 1) ** 0.5
     descend = make_descent(network, learning_rate, WEIGHT_DECAY, EPOCHS * len(steps), 0.15)
-    best_mean, which = -1.0, slice(None) if chooses is None else torch.from_numpy(chooses).to(device)
+    best_mean = -1.0
     for epoch in range(EPOCHS + 1):  # the first one is the start
         network.train()
         for step in steps if epoch else []:
@@ -100,14 +88,13 @@ def fit_network(
         steps = draw_steps(examples, draws) if epoch else steps
         if 0 < epoch <= EPOCHS // 2:
             continue  # the learning rate is still high: these epochs are seldom the best
-        values = rank_cases(network.eval(), validation, seen_last)
-        means = [ndcg[NEXT_VISIT][which].nanmean().item() for ndcg in values]
+        cases = rank_cases(network.eval(), validation, seen_last)
+        means = [ndcg[NEXT_VISIT].nanmean().item() for ndcg in cases]
         mean = float(np.nanmean(means)) if np.isfinite(means).any() else 0.0
         if mean > best_mean or not validation:
-            best_mean, best_values = mean, values
+            best_mean = mean
             weights = {name: value.clone() for name, value in network.state_dict().items()}
     network.load_state_dict(weights)
-    return best_values
 
 
 @torch.no_grad()

@@ -6,43 +6,34 @@ Shapes: E cases, N candidates of all cases, Q questions.
 """
 
 from collections.abc import Sequence
+from itertools import product
+from typing import NamedTuple, cast
 
+import numpy as np
 import torch
-from numpy.typing import NDArray
 from transformers.utils import logging
 
 from modeling_mcm.configuration_mcm import FIRST_LABEL
 from modeling_mcm.features_mcm import PLACES, compare
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
-from modeling_mcm.scorer_mcm import HORIZON_DAYS, WITHIN, ScoreNetwork
+from modeling_mcm.scorer_mcm import HORIZON_DAYS, WITHIN, LabelScorer, ScoreNetwork
 
 from .counts import CountedLog
-from .examples import ExampleTable
-from .features import CandidateTable, read_batches
-from .fit import ScoredCases, fit_weights
+from .examples import Examples, ExampleTable
+from .features import CandidateTable, compute_features, read_batches
+from .fit import ScoredCases, fit_weights, rank_cases
 
 logger = logging.get_logger(__name__)
+JUDGES = 1_500  # number of cases whose candidates are in memory at a time
 LEAST_ERRORS = 2  # number of standard errors above which what the encoder adds is no chance
 
 
-def judge_encoder(
-    tasks: Sequence[str],
-    by_counts: Sequence[torch.Tensor],
-    with_encoder: Sequence[torch.Tensor],
-    questions: Sequence[int],
-    judges: NDArray,
-    device: torch.device,
-) -> list[tuple[int, int]]:
-    """Finds the tasks and questions for which the encoder adds more to the NDCG@10 of counts alone on validation than
-    two standard errors of that. The log says so.
+def judge_encoder(model: MCMForMultiTaskRecommendation, log: CountedLog, examples: Examples) -> list[tuple[int, int]]:
+    """Finds the tasks and questions for which the encoder adds more to the NDCG@10 of counts alone than two standard
+    errors of that, on validation cases that did not choose the epoch. Where the first cases don't decide, all are
+    asked. The log says what was found.
 
-    In, by task the NDCG@10 of each case by counts, and by the network that reads the encoder, too:
-
-        question   | case 0 | case 1 | case 2
-        next visit | 1.0    | NaN    | 0.63
-        within     | 0.8    | 0.0    | 0.63
-
-    Out, the pairs that read the encoder:
+    Returns the pairs that read the encoder:
 
         task | question
         0    | 0
@@ -50,38 +41,67 @@ def judge_encoder(
         2    | 0
 
     Args:
-        tasks (`Sequence[str]`): Their names.
-        by_counts, with_encoder (`Sequence[torch.FloatTensor]`): By task `(Q, E)`, NaN without a target.
-        questions (`Sequence[int]`): Those that validation answers.
-        judges (`NDArray[bool]` of shape `(E,)`): The cases that are read: not those that chose the epochs, among which
-            the best epoch was also a lucky one.
-        device (`torch.device`): Where they are compared.
+        model ([`MCMForMultiTaskRecommendation`]): The model, with both networks fitted.
+        log ([`CountedLog`]), examples ([`Examples`]): The log, and its cases.
     """
-    chosen = []
-    for task, (name, before, after) in enumerate(zip(tasks, by_counts, with_encoder, strict=True)):
-        for question in questions:
-            gains = (after.to(device) - before.to(device))[question][torch.from_numpy(judges).to(device)]
-            gains = gains[~gains.isnan()]
-            gain, error = gains.mean().item(), gains.std().item() / max(len(gains), 1) ** 0.5
-            is_used = gain > LEAST_ERRORS * error
-            words = f" within {HORIZON_DAYS:g} days" if question == WITHIN else ""
-            logger.info(
-                f"The encoder adds {gain:+.4f} (standard error {error:.4f}) to the NDCG@10 of {name}{words} on "
-                f"validation, so it is {'used' if is_used else 'not used'}."
-            )
-            if is_used:
-                chosen.append((task, question))
+    cases = cast(ExampleTable, examples.judging)
+    pairs = [*product(range(len(model.config.tasks)), examples.questions)]
+    gains = torch.zeros(len(pairs), 0)  # (pairs, E)
+    chosen: list[tuple[int, int]] = []
+    for first in range(0, len(cases.row), JUDGES):
+        part = cases.take(np.arange(first, min(first + JUDGES, len(cases.row))))
+        differences = torch.stack(compare_networks(model, log, part))  # (T, Q, E)
+        gains = torch.cat([gains, torch.stack([differences[pair] for pair in pairs]).cpu()], 1)
+        if first == 0 and all(estimate_gain(values).is_clear for values in gains):
+            break
+    for (task, question), values in zip(pairs, gains, strict=True):
+        gain = estimate_gain(values)
+        is_used = gain.mean > LEAST_ERRORS * gain.error
+        words = f" within {HORIZON_DAYS:g} days" if question == WITHIN else ""
+        logger.info(
+            f"The encoder adds {gain.mean:+.4f} (standard error {gain.error:.4f}) to the NDCG@10 of "
+            f"{model.config.tasks[task]}{words} on {gain.cases:,} validation cases, so it is "
+            f"{'used' if is_used else 'not used'}."
+        )
+        chosen += [(task, question)] * is_used
     return chosen
 
 
+class Gain(NamedTuple):
+    """Mean difference of cases, its standard error, and their number."""
+
+    mean: float
+    error: float
+    cases: int
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether the difference is above or below 0 by more than chance."""
+        return abs(self.mean) > LEAST_ERRORS * self.error
+
+
+def estimate_gain(differences: torch.Tensor) -> Gain:
+    """Estimates the mean of differences `(E,)`, NaN in cases without a target."""
+    values = differences[~differences.isnan()]
+    return Gain(values.mean().item(), values.std().item() / max(len(values), 1) ** 0.5, len(values))
+
+
+def compare_networks(model: MCMForMultiTaskRecommendation, log: CountedLog, cases: ExampleTable) -> list[torch.Tensor]:
+    """By task what the network that reads the encoder adds to the NDCG@10 of counts alone, `(Q, E)`, NaN without a
+    target."""
+    scorer = cast(LabelScorer, model.scorer)
+    tables = compute_features(log, cases, torch.Generator(), model.device, scorer, model)
+    networks = cast(ScoreNetwork, scorer.of_readout), scorer.of_counts
+    after, before = (rank_cases(network, tables, log.without_repeats) for network in networks)
+    return [one - other for one, other in zip(after, before, strict=True)]
+
+
 def score_by_counts(
-    network: ScoreNetwork, validation: Sequence[CandidateTable], without_repeats: Sequence[int], chooses: NDArray
+    network: ScoreNetwork, validation: Sequence[CandidateTable], without_repeats: Sequence[int]
 ) -> list[ScoredCases]:
-    """Scores the candidates of the validation cases that choose, a mask `(E,)`, by counts alone; in tasks without
-    repeats the unseen ones."""
+    """Scores the candidates of validation cases by counts alone; in tasks without repeats the unseen ones."""
     result = []
     for task, table in enumerate(validation):
-        table = table.select(torch.from_numpy(chooses).to(table.example.device)[table.example])
         if task in without_repeats:
             table = table.select(table.features[:, PLACES["seen"]] == 0)
         numbers = table.features.new_zeros(len(table.example), 2)  # the encoder's probability and rank
