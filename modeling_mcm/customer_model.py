@@ -404,7 +404,8 @@ class CustomerModel:
 
     def evaluate(self, labels: object = None, label: str | None = None) -> pd.DataFrame:
         """How good the model is, beside counting baselines, on each customer's visits after the test cutoff, which
-        training did not read: next-visit NDCG@10 of each task, a row for each method. Of a model that was fine-tuned
+        training did not read: next-visit NDCG@10 of each task, a row for each method; `attrs["protocol"]` says how
+        cases were split, and which labels are ranked. Of a model that was fine-tuned
         to a label: the metrics of a table of labels, as `finetune` takes it. They are too good of labels that it was
         fitted to: give others."""
         with tempfile.TemporaryDirectory() as folder:
@@ -419,7 +420,9 @@ class CustomerModel:
             data = self._prepare(folder, self.reader.schema).at("test")
             judged, extractor = count_again(self.model, self.feature_extractor, data, state=False)
             results = compare_with_counting(judged, extractor, data, "test")
-            return mean_values(results, "next_visit_ndcg@10").rename_axis("method")
+            table = mean_values(results, "next_visit_ndcg@10").rename_axis("method")
+            table.attrs, table.columns.name = results.attrs, f"NDCG@10, {results.attrs['cases']:,} test cases"
+            return table
 
     def _evaluate_labels(self, folder: str, labels: object, label: str | None) -> pd.DataFrame:
         from .data.labels import CLASSES, NUMBER, LabelledCustomers, make_labels

@@ -24,7 +24,7 @@ from transformers import PreTrainedModel
 from modeling_mcm.action_mcm import MCMForActionRecommendation
 from modeling_mcm.data import PreparedData, check_vocabularies
 from modeling_mcm.data.offers import OfferReader, check_unseen, load_offers
-from modeling_mcm.evaluation.cases import EvaluationCases, comparison_cases, unseen_only
+from modeling_mcm.evaluation.cases import comparison_cases, unseen_only
 from modeling_mcm.evaluation.comparison import (
     BASELINES,
     Summary,
@@ -40,6 +40,7 @@ from modeling_mcm.evaluation.comparison import (
     summary,
     text_table,
     with_half_interval,
+    write_protocol,
     write_report,
     write_title,
     write_values,
@@ -115,15 +116,6 @@ class EvaluationOptions:
             raise ValueError("Offers of validation are trained on, too: evaluate on those of test, without --cutoff.")
 
 
-def write_protocol(cases: EvaluationCases, tasks: list[str]) -> str:
-    """Writes what is ranked, and what the targets are if they are not those of the next visit."""
-    words = "Everything is ranked, nothing is filtered"
-    if filtered := [task for task in tasks if task in cases.seen]:
-        where = "" if filtered == tasks else f"in {' and '.join(filtered)} "
-        words = f"What the customer has seen before the cutoff is {where}neither ranked nor a target"
-    return words + (f"; the targets are those of {cases.horizon_days:g} days." if cases.horizon_days else ".")
-
-
 Report = tuple[list[list[str]], str, dict, list[str]]  # table, caption, all results, what is printed below
 
 
@@ -184,9 +176,8 @@ def _evaluate_visits(options: EvaluationOptions) -> Report:
     caption = f"{len(cases):,} {options.cutoff} cases of {data.schema.name}: {write_title(main_metric)}"
     caption += ", mean over customers, ± half of its 95% bootstrap interval"
     caption += "." if options.horizon_days else f"; in brackets next-event {metric.upper()}."
-    protocol = write_protocol(cases, tasks)
-    if cases.seen or options.horizon_days:
-        caption += f" {protocol}"
+    protocol = write_protocol(data, cases, label_sizes)
+    caption += f" {protocol}"
     histories = by_history(results, cases, main_metric)
     history = text_table(history_table(histories, tasks, main_metric))
     below = [f"By visits before the cutoff: {write_title(main_metric)}.", history]

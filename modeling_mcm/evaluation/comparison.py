@@ -23,7 +23,7 @@ from datasets import Dataset
 from numpy.typing import NDArray
 from transformers.utils.logging import tqdm
 
-from modeling_mcm.configuration_mcm import MCMConfig
+from modeling_mcm.configuration_mcm import FIRST_LABEL, MCMConfig
 from modeling_mcm.data import PreparedData
 from modeling_mcm.data.collator import MCMCollator, PreparedRows, batches_by_length, map_on_cores
 from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
@@ -43,6 +43,7 @@ BASELINES = {
     "transitions": Transitions,
     "lightgbm": LightGBMRanker,
 }
+WORTH_A_FIT = 0.02  # share of the NDCG of popularity by which a ranker that has learned something is above it
 COUNTING = [*BASELINES][:-1]  # those that take some seconds
 OURS = "MCM"
 MOST_SECONDS = 300.0  # that LightGBM may take as a default baseline
@@ -133,11 +134,14 @@ def rank_targets(
 def compare_with_counting(
     model: MCMForMultiTaskRecommendation, extractor: MCMFeatureExtractor, data: PreparedData, cutoff: str
 ) -> pd.DataFrame:
-    """Evaluates a model and the counting baselines on the cases of a cutoff."""
+    """Evaluates a model and the counting baselines on the cases of a cutoff. The attributes `attrs` of the table say
+    how many `cases` there were, and the `protocol`."""
     cases = comparison_cases(data, cutoff)
     sizes = {task: size for task, size in model.config.label_sizes.items() if task in cases.targets}
     ranks = counting_baselines(data.rows, cases, sizes, COUNTING)
-    return measure(ranks | {OURS: rank_targets(model, extractor, data.rows, cases, list(sizes))})
+    results = measure(ranks | {OURS: rank_targets(model, extractor, data.rows, cases, list(sizes))})
+    results.attrs = {"cases": len(cases), "protocol": write_protocol(data, cases, sizes)}
+    return results
 
 
 def mean_values(results: pd.DataFrame, metric: str) -> pd.DataFrame:
@@ -151,8 +155,28 @@ def write_title(metric: str) -> str:
     return f"{target.replace('_', '-')} {name.upper()}".strip()
 
 
+def write_protocol(data: PreparedData, cases: EvaluationCases, label_sizes: Mapping[str, int]) -> str:
+    """Writes how cases were split, how many labels are ranked, which are not, and what the targets are if they are not
+    those of the next visit."""
+    split = (
+        "Each customer's last visit but one is asked" if cases.cutoff == "validation" else "Each last visit is asked"
+    )
+    if not data.schema.leaves_one_out:
+        split = f"Split at {data.schema.cutoff(cases.cutoff):%Y-%m-%d %H:%M}"
+    number = ", ".join(f"{size - FIRST_LABEL:,} of {task}" for task, size in label_sizes.items())
+    words = f"{split}; all labels are ranked ({number})"
+    if filtered := [task for task in label_sizes if task in cases.seen]:
+        where = "" if len(filtered) == len(label_sizes) else f" in {' and '.join(filtered)}"
+        words += f", but{where} no label that the customer has seen, which is no target either"
+    else:
+        words += ", also those that the customer has seen"
+    return words + (f"; the targets are those of {cases.horizon_days:g} days." if cases.horizon_days else ".")
+
+
 def baseline_warnings(results: pd.DataFrame, metric: str = "next_visit_ndcg@10") -> list[str]:
     """Writes a sentence for each baseline that MCM is not better than by a metric: on which tasks, and by how much.
+
+    Another sentence names the tasks in which LightGBM is not above popularity: it has not learned them.
 
     Means and their 95% bootstrap intervals are of paired differences, over the same customers. MCM is *under* a
     baseline if the whole interval of the difference is below 0. It is *level* with the baseline if its mean is lower
@@ -178,6 +202,14 @@ def baseline_warnings(results: pd.DataFrame, metric: str = "next_visit_ndcg@10")
         else:
             continue
         warnings.append(f"{summary}. Measured: {write_title(metric)}.")
+    means = values.mean().unstack()
+    if {"lightgbm", "most_popular"} <= {*means.index}:
+        failed = means.columns[means.loc["lightgbm"] <= means.loc["most_popular"] * (1 + WORTH_A_FIT)]
+        if len(failed):
+            warnings.append(
+                f"lightgbm is not above most_popular on {' and '.join(failed)}, so it has learned nothing there: that "
+                "MCM is better than it says nothing. It needs more visits, or fewer labels."
+            )
     return warnings
 
 

@@ -446,7 +446,8 @@ def test_a_strange_frame_is_read_in_one_call(strange):
     pd.testing.assert_frame_equal(again.table(customers=few), table)
     if model.feature_extractor.schema.has_labels:
         assert len(model.recommend(few, k=1)) == 2 * len(model.reader.schema.tasks)
-        assert {"MCM", "most_popular"} <= {*model.evaluate().index}
+        table = model.evaluate()
+        assert {"MCM", "most_popular"} <= {*table.index} and "All labels are ranked" in table.attrs["protocol"]
     else:
         for ask in (model.recommend, model.evaluate, lambda: model.similar("1"), lambda: model.explain(few[0])):
             with pytest.raises(ValueError, match="The log has no labels, such as items"):

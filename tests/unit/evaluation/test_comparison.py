@@ -79,6 +79,13 @@ def test_a_loss_within_noise_is_level_and_a_gain_is_silent(model):
     assert re.match(r"MCM is level with lightgbm: lower within noise on brand by 0.0010 \[-0\.\d+, 0\.\d+\]", level)
 
 
+def test_it_is_said_where_lightgbm_has_learned_nothing(model):
+    popularity = model / 2
+    (said,) = warn(most_popular=popularity, lightgbm=popularity * 1.01, MCM=model)
+    assert said.startswith("lightgbm is not above most_popular on brand, so it has learned nothing there")
+    assert warn(most_popular=popularity, lightgbm=popularity * 1.1, MCM=model) == []
+
+
 def test_methods_without_common_customers_are_skipped(model):
     assert warn(transitions=np.full(400, np.nan), MCM=model) == warn(MCM=model) == []
 
