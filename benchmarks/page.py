@@ -43,6 +43,15 @@ Recall@10, and in brackets the share of all labels that are in any list; empty a
 
 {lists}
 
+## Next baskets
+
+Recall, NDCG and hit ratio at 10 of the last basket, with the customers and the split of
+[DNNTSP](https://github.com/yule-BUAA/DNNTSP): test customers are none of those that a method is fitted on. MCM is
+`CustomerModel.fit` by its defaults, ± half of the 95% interval over customers; the other rows are those that the
+papers print.
+
+{baskets}
+
 ## Small logs
 
 NDCG@10 of MCM without encoder less the best of counting, ± its standard error, by the number of visits to learn from.
@@ -305,6 +314,21 @@ def label_table(others: dict[str, Answer]) -> Table:
     ]
 
 
+def basket_table(others: dict[str, Answer]) -> Table:
+    """A row for each method, a column for each metric of each log."""
+    found: dict[str, dict[str, str]] = {}
+    for row in others.get("baskets", {"rows": []})["rows"]:
+        for metric in ("recall", "ndcg", "hit"):
+            value = row[metric]
+            cell = with_interval(value, 3)[1:] if "low" in value else f"{value['mean']:.3f}"
+            found.setdefault(row["method"], {})[f"{row['log']}: {metric}"] = cell
+    columns = dict.fromkeys(column for cells in found.values() for column in cells)
+    return [
+        ["method", *columns],
+        *([method, *(cells.get(column, "") for column in columns)] for method, cells in found.items()),
+    ]
+
+
 def small_table(others: dict[str, Answer]) -> Table:
     """A row for each task of the small logs, a column for each number of visits."""
     rows = [(log, row) for log in LOGS for row in others.get(f"{log}.small_logs", {"rows": []})["rows"]]
@@ -367,6 +391,7 @@ def draw(folder: Path) -> None:
         "forecasts": _table(forecast_table(others, "visits", "BG/NBD")),
         "spend": _table(forecast_table(others, "spend", "Gamma-Gamma")),
         "chance": farthest(chances(others)),
+        "baskets": _table(basket_table(others)),
         "small": _table(small_table(others)),
         "verdict": verdict(probe) if probe else "",
         "probe": _table(probe_table(probe)),
