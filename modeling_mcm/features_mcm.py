@@ -91,9 +91,9 @@ share_days | frequency | share | Share of events with the label; half-life 8 gap
 share_kind_0 | kinds | share | Share of events of this kind with the label; half-life 8 moments.
 share_kind_1 | kinds | share | Share of events of this kind with the label; half-life 8 moments.
 share_kind_2 | kinds | share | Share of events of this kind with the label; half-life 8 moments.
-last_kind_0 | kinds | 0 or 1 | The last moment has the label in an event of this kind.
-last_kind_1 | kinds | 0 or 1 | The last moment has the label in an event of this kind.
-last_kind_2 | kinds | 0 or 1 | The last moment has the label in an event of this kind.
+last_kind_0 | kinds | 0 or 1 | The label's last moment has it in an event of this kind.
+last_kind_1 | kinds | 0 or 1 | The label's last moment has it in an event of this kind.
+last_kind_2 | kinds | 0 or 1 | The label's last moment has it in an event of this kind.
 customer_repeats | customer | share | Share of the visits of all labels that repeat the label.
 customer_labels | customer | log(1 + labels) | Number of labels of a visit.
 customer_moments | customer | log(1 + moments) | Number of moments of the history.
@@ -285,7 +285,9 @@ def describe_histories(row: Tensor, cell: Tensor, kind: Tensor, ago: Tensor, siz
     steps = ago[:GAPS].diff(dim=1, prepend=ago.new_zeros(GAPS, 1)).index_fill_(1, first, 0)
     opens = (steps > 0).double().index_fill_(1, first, 1)  # 1 for a label's newest event of a visit, and of a moment
     # All sums are one: a sum by index costs more for its events than for its rows
-    values = torch.cat([*_fade(ago, opens, kind.index_select(0, order), equal), opens, steps[:1].square()])
+    is_newest = ago[MOMENTS] == ago[MOMENTS].index_select(0, first).index_select(0, seen)
+    faded_events = _fade(ago, opens, is_newest, kind.index_select(0, order), equal)
+    values = torch.cat([*faded_events, opens, steps[:1].square()])
     sums = values.new_zeros(len(values), len(cell)).index_add_(1, seen, values)
     faded, last_kinds, recent, number, squares = sums.split([len(SHARES), KINDS, 1, 2, 1])
     start = ago.new_zeros(3, size).scatter_reduce(1, row.expand(3, -1), oldest, "amax")
@@ -300,17 +302,17 @@ def describe_histories(row: Tensor, cell: Tensor, kind: Tensor, ago: Tensor, siz
     return SeenLabels(cell, row, numbers, recent[0].float(), of_customers)
 
 
-def _fade(ago: Tensor, opens: Tensor, kind: Tensor, number: Tensor) -> list[Tensor]:
+def _fade(ago: Tensor, opens: Tensor, is_newest: Tensor, kind: Tensor, number: Tensor) -> list[Tensor]:
     """Weights of events, of which each stands for a number of equal ones, that fade with how long `ago` they were: of
-    all `SHARES`; 1 for those of the last moment, by kind; and of the latest moments."""
+    all `SHARES`; 1 for those of their label's newest moment, by kind; and of the latest moments."""
     units = [*(unit for unit, _ in FADING), MOMENTS]
     falls = ago.new_tensor([*FALLS, log(RECENT_DECAY)])[:, None]
     weights = ago.index_select(0, torch.tensor(units, device=ago.device)).mul_(falls).exp_()
     is_kind = kind == torch.arange(KINDS, device=kind.device)[:, None]
     visits, moments, days, latest = weights.split([len(VISIT_HALF_LIVES), len(MOMENT_HALF_LIVES), 1, 1])
-    by_kind, in_last = moments[-1:] * is_kind * number, is_kind * (ago[MOMENTS] == 0)
+    by_kind, in_newest = moments[-1:] * is_kind * number, is_kind * is_newest
     latest = latest * opens[MOMENTS] * (ago[MOMENTS] < RECENT)
-    return [visits * opens[VISITS], moments * opens[MOMENTS], days * number, by_kind, in_last, latest]
+    return [visits * opens[VISITS], moments * opens[MOMENTS], days * number, by_kind, in_newest, latest]
 
 
 def _describe_shares(labels: _Labels) -> tuple[Columns, Columns]:

@@ -108,7 +108,7 @@ def test_answers_are_golden(shop, case, request):
     stored = read_json(GOLDEN)
     if request.config.getoption("update_golden"):
         stored[case] = {
-            customer: {name: round(value, 6) for name, value in answer.items() if not isinstance(value, str)}
+            customer: {name: round(float(value), 6) for name, value in answer.items() if not isinstance(value, str)}
             for customer, answer in answers.items()
         }
         GOLDEN.write_text(json.dumps(stored).replace("}, ", "},\n") + "\n")

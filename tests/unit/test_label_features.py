@@ -70,7 +70,7 @@ def describe_label(steps, label):
         values[f"share_kind_{kind}"] = sum(x for name, x in faded if name == label) / max(
             sum(x for _, x in faded), 0.5
         )
-        values[f"last_kind_{kind}"] = float((kind, 0) in zip(kinds, moments, strict=True))
+        values[f"last_kind_{kind}"] = float((kind, min(moments)) in zip(kinds, moments, strict=True))
     values["share_days"] = sum(0.5 ** (gap / 8) for gap in gaps) / sum(0.5 ** (step[4] / 8) for step in steps)
     mean_gap = (max(gaps) - min(gaps)) / max(len(set(moments)) - 1, 1)
     if len(set(moments)) > 1 and mean_gap:
