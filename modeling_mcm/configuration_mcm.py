@@ -113,6 +113,8 @@ class MCMConfig(PreTrainedConfig):
     scorer (`bool`):
         Whether a small network scores the labels from counts and, where there is an encoder, from its readout. Until
         it is fitted, at the end of pre-training, scores are the readout's. See [`~scorer_mcm.LabelScorer`].
+    scorer_networks (`int`):
+        Number of networks of counts whose scores are averaged: several where few examples were there to fit them.
     kind_feature (`str`, *optional*):
         Feature by whose most frequent values the scorer tells events apart, the token type. Default: all are alike.
     state_size (`int`):
@@ -175,6 +177,7 @@ class MCMConfig(PreTrainedConfig):
     readout_bias: bool = True
     label_features: list[str] = field(default_factory=list)
     scorer: bool = True
+    scorer_networks: int = 1
     kind_feature: str | None = None
     state_size: int = 112
     state_features: list[str] | None = None

@@ -383,7 +383,8 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
                 setattr(self, f"label_values_{index}", nn.Buffer(values))
         self.scorer = None
         if config.scorer:
-            self.scorer = LabelScorer([*sizes.values()], config.no_targets, config.num_hidden_layers > 0)
+            has_encoder = config.num_hidden_layers > 0
+            self.scorer = LabelScorer([*sizes.values()], config.no_targets, has_encoder, config.scorer_networks)
         self.post_init()
 
     @torch.no_grad()

@@ -408,15 +408,17 @@ class ScoreNetwork(nn.Module):
     Args:
         tasks (`int`): Number of tasks, each of which has a vector.
         numbers (`int`): How many of `FEATURES` it reads, the first ones.
+        networks (`int`): Number of networks side by side in its hidden layers, whose scores it averages.
     """
 
-    def __init__(self, tasks: int, numbers: int):
+    def __init__(self, tasks: int, numbers: int, networks: int = 1):
         super().__init__()
         self.mean, self.std = nn.Buffer(torch.zeros(numbers)), nn.Buffer(torch.ones(numbers))
         self.linear = nn.Linear(numbers, QUESTIONS)
-        self.task_vectors = nn.Embedding(tasks, HIDDEN[0])
-        self.first, self.second = nn.Linear(numbers, HIDDEN[0]), nn.Linear(*HIDDEN)
-        self.last = nn.Linear(HIDDEN[1], QUESTIONS)
+        first, second = (networks * size for size in HIDDEN)
+        self.task_vectors = nn.Embedding(tasks, first)
+        self.first, self.second = nn.Linear(numbers, first), nn.Linear(first, second)
+        self.last = nn.Linear(second, QUESTIONS)
 
     def forward(self, task: int | Tensor, features: Tensor, is_left_out: Tensor | None = None) -> Tensor:
         """Scores of candidates, of shape `(..., Q)`, from the indices of their tasks, `(...)` or one for all, and
@@ -456,12 +458,19 @@ class LabelScorer(Exact):
         label_sizes (`Sequence[int]`): Number of labels V of each task.
         no_targets (`Sequence[Sequence[int]]`): By task the ids of labels that are never a target.
         has_encoder (`bool`): Whether there is a readout to read.
+        networks (`int`): Number of networks of counts whose scores are averaged.
     """
 
-    def __init__(self, label_sizes: Sequence[int], no_targets: Sequence[Sequence[int]], has_encoder: bool):
+    def __init__(
+        self,
+        label_sizes: Sequence[int],
+        no_targets: Sequence[Sequence[int]],
+        has_encoder: bool,
+        networks: int = 1,
+    ):
         super().__init__()
         self.tables = nn.ModuleList(LabelTables(*each) for each in zip(label_sizes, no_targets, strict=True))
-        self.of_counts = ScoreNetwork(len(label_sizes), COUNTED)
+        self.of_counts = ScoreNetwork(len(label_sizes), COUNTED, networks)
         self.of_readout = ScoreNetwork(len(label_sizes), NUM_FEATURES) if has_encoder else None
         self.reads = nn.Buffer(torch.zeros(len(label_sizes), QUESTIONS, dtype=torch.bool))  # what uses `of_readout`
         self.calibration = nn.Buffer(torch.zeros(len(label_sizes), QUESTIONS))  # t

@@ -28,6 +28,7 @@ from modeling_mcm.data.dataset import END, MANIFEST_FILE
 from modeling_mcm.evaluation.cases import cases_at, tasks_without_repeats
 from modeling_mcm.evaluation.comparison import baseline_warnings, compare_with_counting, mean_values, read_cases
 from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
+from modeling_mcm.features_mcm import COUNTED
 from modeling_mcm.files_mcm import write_json
 from modeling_mcm.folders import file_digest
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
@@ -56,7 +57,7 @@ from .scorer.calibrate import calibrate
 from .scorer.counts import CountedLog, count_log
 from .scorer.examples import Examples, draw_examples
 from .scorer.features import compute_features
-from .scorer.fit import ScoredCases, fit_network
+from .scorer.fit import ScoredCases, fit_network, fit_several
 from .scorer.judge import judge_encoder, measure_encoder, score_by_counts
 from .scorer.shipped import SHIPPED
 
@@ -213,13 +214,18 @@ def fit_counts(model: MCMForMultiTaskRecommendation, data: PreparedData, seed: i
     generator, log = torch.Generator().manual_seed(seed), count_log(data, config, seed)
     examples = draw_examples(data, seed, bool(config.num_hidden_layers))
     return_freed_memory()
-    training = compute_features(log, examples.training, generator, device)
+    draws = [compute_features(log, drawn, generator, device) for drawn in (examples.training, *examples.further)]
     return_freed_memory()
     for table, counts in zip(scorer.tables, log.counts, strict=True):
         table.load_state_dict(counts.make_tables().state_dict())
     validation = compute_features(log, examples.validation, generator, device, scorer)
     return_freed_memory()
-    fit_network(scorer.of_counts, training, validation, seed, device, log.without_repeats)
+    if examples.further:
+        config.scorer_networks = len(draws)
+        scorer.of_counts = ScoreNetwork(len(config.tasks), COUNTED, len(draws)).to(device)
+        fit_several(scorer.of_counts, draws, len(np.unique(examples.training.row)), seed, device)
+    else:
+        fit_network(scorer.of_counts, draws[0], validation, seed, device, log.without_repeats)
     pairs = product(range(len(config.tasks)), range(QUESTIONS))
     calibrate(scorer, validation, pairs, examples.questions, device)
     scorer.fitted.fill_(True)

@@ -30,6 +30,7 @@ from modeling_mcm.scorer_mcm import (
     LabelScorer,
     LabelTables,
     Readout,
+    ScoreNetwork,
     candidate_features,
     read_histories,
 )
@@ -38,6 +39,7 @@ from modeling_mcm.training.pretraining import COUNTS_ALONE, fit_counts, fit_enco
 from modeling_mcm.training.scorer import judge
 from modeling_mcm.training.scorer.counts import LabelCounts, count_log
 from modeling_mcm.training.scorer.examples import (
+    DRAWS,
     ExampleTable,
     draw_cutoffs,
     draw_examples,
@@ -48,7 +50,14 @@ from modeling_mcm.training.scorer.examples import (
     read_visit_starts,
 )
 from modeling_mcm.training.scorer.features import compute_features, read_batches
-from modeling_mcm.training.scorer.fit import SEARCH, ScoredCases, fit_weights, rank_cases, ranking_loss
+from modeling_mcm.training.scorer.fit import (
+    SEARCH,
+    ScoredCases,
+    fit_weights,
+    join_networks,
+    rank_cases,
+    ranking_loss,
+)
 
 
 @pytest.fixture(scope="module")
@@ -259,8 +268,35 @@ def test_small_logs_are_fitted(tmp_path, customers, items):
     data = prepare_items(tmp_path, log, columns, order="place", cutoffs="leave_one_out", **KINDS)
     model = make_model(data)
     assert rank_validation(model, fit_counts(model, data)).nanmean() > 0
+    assert not model.scorer.of_counts.last.weight.any()  # three teach their own habits, and one label nothing
     level = LabelScorer.chances(model.scorer.chance[-1, NEXT_VISIT], torch.full((items,), 1 / items).log())
     assert level.sum() == pytest.approx(1, abs=0.5)  # a visit has one item
+
+
+def test_networks_side_by_side_score_the_mean_of_theirs():
+    members, joined = [ScoreNetwork(2, COUNTED).eval() for _ in range(3)], ScoreNetwork(2, COUNTED, 3).eval()
+    for parameter in (each for member in members for each in member.parameters()):
+        parameter.data.normal_(0, 0.3)
+    join_networks(joined, members)
+    task, features = torch.arange(40) % 2, torch.rand(40, COUNTED)
+    expected = torch.stack([member(task, features) for member in members]).mean(0)
+    torch.testing.assert_close(joined(task, features), expected)
+
+
+def test_few_visits_are_fitted_several_times_and_saved_as_one(data, tmp_path, monkeypatch):
+    examples = draw_examples(data, 0, False)
+    days = [draw.day.tolist() for draw in (examples.training, *examples.further)]
+    assert len({*map(tuple, days)}) == len(days) == DRAWS
+    model = make_model(data, "type")
+    fit_counts(model, data)
+    model.save_pretrained(tmp_path)
+    again = MCMForMultiTaskRecommendation.from_pretrained(tmp_path)
+    assert again.config.scorer_networks == DRAWS and again.scorer.of_counts.last.weight.any()
+    torch.testing.assert_close(again.scorer.state_dict(), model.scorer.state_dict())
+    monkeypatch.setattr("modeling_mcm.training.scorer.examples.FEW", len(days[0]) - 1)
+    assert not draw_examples(data, 0, False).further
+    monkeypatch.undo()
+    assert not draw_examples(data, 0, True).further  # an encoder is read beside one network of counts
 
 
 def test_the_figure_of_counts_alone_is_that_of_evaluation(tmp_path):

@@ -26,6 +26,7 @@ from modeling_mcm.scorer_mcm import HORIZON_DAYS, NEXT_VISIT, QUESTIONS, WITHIN
 logger = logging.get_logger(__name__)
 EXAMPLES, HELD_OUT, VALIDATION_EXAMPLES = 4_000, 5_000, 1_500
 LEAST_SEEING = 0.1  # share of the examples that see the whole horizon; with fewer, all teach what comes within it
+FEW, DRAWS = 1_000, 4  # number of visits up to which a fit depends on the draw; and of draws that are averaged
 ENOUGH = 400  # number of validation cases of which at most one half chooses, and the others judge
 
 
@@ -62,6 +63,7 @@ class Examples(NamedTuple):
 
     Attributes:
         training ([`ExampleTable`]): Examples of the training period.
+        further (`list[ExampleTable]`): Further draws of the same visits, where these are few, without an encoder.
         held_out ([`ExampleTable`], *optional*): The latest ones, which the encoder must not learn from; with an
             encoder.
         ends (`NDArray[int64]` of shape `(C,)`, *optional*): Number of each customer's events that it may learn from.
@@ -72,6 +74,7 @@ class Examples(NamedTuple):
     """
 
     training: ExampleTable
+    further: list[ExampleTable]
     held_out: ExampleTable | None
     ends: NDArray | None
     validation: ExampleTable | None
@@ -106,14 +109,16 @@ def draw_examples(data: PreparedData, seed: int, has_encoder: bool) -> Examples:
         draw_training(data, seed),
         draw_validation(data, seed, None if has_encoder else VALIDATION_EXAMPLES),
     )
+    number = DRAWS if len(training.row) <= FEW and not has_encoder else 1
+    further = [draw_training(data, seed + place) for place in range(1, number)]
     if cases is None:
-        return Examples(training, held_out, ends, None, None, questions)
+        return Examples(training, further, held_out, ends, None, None, questions)
     total = len(cases.row)
     number = min(VALIDATION_EXAMPLES, total // 2 if has_encoder and total >= ENOUGH else total)
     if has_encoder and total < ENOUGH:
         logger.info(f"{total} validation cases are few: those that choose the epoch judge the encoder, too.")
     validation, judging = cases.take(np.argsort(cases.row[:number])), cases.take(np.arange(number % total, total))
-    return Examples(training, held_out, ends, validation, judging if has_encoder else None, questions)
+    return Examples(training, further, held_out, ends, validation, judging if has_encoder else None, questions)
 
 
 def read_visit_starts(data: PreparedData) -> ExampleTable:

@@ -27,6 +27,7 @@ START_STD, EPOCHS, LEARNING_RATE, WEIGHT_DECAY, EXAMPLES_OF_STEP = 0.02, 8, 3e-3
 RANKING = 1.5  # weight of the smooth NDCG
 MOST_TARGETS, TEMPERATURE = 12, 2.0  # of the smooth NDCG
 CANDIDATES_AT_ONCE = 2**14
+LEAST_CUSTOMERS = 10  # whose few examples are better than the start
 FEW = 1_000  # number of examples that a network's start is fitted on
 # Gradients are small, because most candidates are unlikely: the default tolerances would end the search at once.
 SEARCH = {"max_iter": 200, "tolerance_grad": 1e-9, "tolerance_change": 1e-12}
@@ -40,6 +41,7 @@ def fit_network(
     device: torch.device,
     seen_last: Collection[int] = (),
     start: ScoreNetwork | None = None,
+    alike: ScoreNetwork | None = None,
 ) -> None:
     """Fits a network to examples of all tasks, and keeps the epoch that ranks the validation cases best. It starts at
     its mix of rates, or at a network of counts, with small random weights in its hidden layers.
@@ -60,6 +62,7 @@ def fit_network(
         seen_last (`Collection[int]`): Tasks in which seen labels are ranked last, because customers don't have a
             label again.
         start ([`ScoreNetwork`], *optional*): A fitted network of counts, to start a network from that reads more.
+        alike ([`ScoreNetwork`], *optional*): A network whose standardisation it takes. Default: by the examples.
 
     Raises:
         ValueError: If no target of any example is among its candidates.
@@ -67,6 +70,9 @@ def fit_network(
     initialize(network, examples, seed)
     if start is not None:
         start_from_counts(network, start, examples)
+    if alike is not None:
+        network.mean.copy_(alike.mean)
+        network.std.copy_(alike.std)
     torch.manual_seed(seed)
     draws = np.random.default_rng(seed)
     steps = draw_steps(examples, draws)
@@ -95,6 +101,43 @@ def fit_network(
             best_mean = mean
             weights = {name: value.clone() for name, value in network.state_dict().items()}
     network.load_state_dict(weights)
+
+
+def fit_several(
+    network: ScoreNetwork,
+    draws: Sequence[Sequence[CandidateTable]],
+    customers: int,
+    seed: int,
+    device: torch.device,
+) -> None:
+    """Fits a network to each draw of the examples of some customers, by task, and joins them to one whose scores are
+    their mean. Where examples are few, so are validation cases: they don't tell the best epoch, and the last one is
+    kept; or the start, where so few customers teach their own habits."""
+    tasks, numbers, members = len(network.task_vectors.weight), len(network.mean), list[ScoreNetwork]()
+    for place, examples in enumerate(draws):
+        member = ScoreNetwork(tasks, numbers).to(device)
+        fit_network(member, examples, [], seed + place, device, alike=members[0] if members else None)
+        members.append(member)
+    join_networks(network.eval(), members)
+    if customers < LEAST_CUSTOMERS:
+        for value in (*network.linear.parameters(), *network.last.parameters()):
+            value.data.zero_()
+
+
+@torch.no_grad()
+def join_networks(network: ScoreNetwork, members: Sequence[ScoreNetwork]) -> None:
+    """Sets a network to members, all standardised alike, side by side: its scores are the mean of theirs."""
+    states, state = [member.state_dict() for member in members], network.state_dict()
+    for name, value in state.items():
+        parts = [each[name] for each in states]
+        if name == "second.weight":
+            value.copy_(torch.block_diag(*parts))
+        elif name == "last.weight":
+            value.copy_(torch.cat(parts, 1) / len(parts))
+        elif name.startswith(("first", "second", "task_vectors")):
+            value.copy_(torch.cat(parts, int(name.startswith("task_vectors"))))
+        else:
+            value.copy_(torch.stack(parts).mean(0))
 
 
 @torch.no_grad()
