@@ -342,8 +342,8 @@ class CustomerModel:
     def predict(
         self, customers: Iterable | None = None, as_of: Time = None, columns: Mapping[str, Values] | None = None
     ) -> pd.DataFrame:
-        """What the model was fine-tuned to, a row for each customer: a column for the probability of each class, or
-        one of the number.
+        """What the model was fine-tuned to, a row for each customer: a column `predicted_CLASS` for the probability of
+        each class, or `predicted_LABEL` for the number.
 
         Args:
             customers (`Iterable`, *optional*): Ids of customers, or a table of customers and times as `finetune` takes
@@ -364,7 +364,7 @@ class CustomerModel:
         given = dict(zip(to_ids([*columns]), columns.values(), strict=True)) if columns else {}
         self._find(given)  # raises if there is no such customer
         ids, found, _ = self._ask(customers, as_of, Questions(label=True), given)
-        return _make_table(ids, found)
+        return _make_table(ids, found).add_prefix(PREDICTED)
 
     def reasons(
         self,
@@ -514,7 +514,7 @@ class CustomerModel:
         table = self.forecast(customers, days, as_of)
         if self._predictor.head != PREDICTING:
             return table
-        return table.join(self.predict(customers, as_of).add_prefix(PREDICTED))
+        return table.join(self.predict(customers, as_of))
 
     def _ask(
         self, customers: Iterable | None, as_of: Time, questions: Questions, given: Mapping[str, Values] | None = None

@@ -493,7 +493,7 @@ def test_who_leaves_is_learned_from_a_table(bank, tmp_path):
     thirds = log.labels.assign(leaves=log.labels.index % 3)  # numbers, which are classes if that is asked for
     assert {*model.finetune(thirds, label_kind="classes").evaluate(thirds)} == {"auc", "accuracy"}
     chances = tuned.predict()
-    assert list(chances) == ["0", "1"] and np.allclose(chances.sum(axis=1), 1)
+    assert list(chances) == ["predicted_0", "predicted_1"] and np.allclose(chances.sum(axis=1), 1)
     worth = tuned.table("predicted_1 > .2 and paid_90d > 50", since_days=7)
     assert 0 < len(worth) < len(chances) and "predicted_1_change" in worth
     tuned.save(tmp_path / "churn")
@@ -507,7 +507,7 @@ def test_reasons_are_the_terms_of_the_score(bank):
     customer = tuned.customers[0]
     terms = tuned.reasons(customer, k=10**6)
     bias = tuned.model.prediction_head.state.bias.detach().numpy()
-    chance = tuned.predict([customer])["1"].item()
+    chance = tuned.predict([customer])["predicted_1"].item()
     as_of = tuned.as_of + pd.Timedelta(seconds=1)
     total = tuned.reasons(customer, k=10**6, as_of=as_of)["effect"].sum() + bias[1] - bias[0]
     assert total == pytest.approx(np.log(chance / (1 - chance)), abs=1e-3)
@@ -535,9 +535,11 @@ def test_further_columns_are_features(bank, tmp_path, caplog):
         own.predict(table.assign(as_of=table["as_of"].where(table.index > table.index[0])))
 
     name, held = own.customers[0], {"kind": "worker", "age": 20, "vip": False}
-    ask = lambda **columns: own.predict([name], columns={name: columns})["1"].item()  # noqa: E731
+    ask = lambda **columns: own.predict([name], columns={name: columns})["predicted_1"].item()  # noqa: E731
     assert ask(**held) < ask() < ask(kind="student", age="61")
-    assert ask() == own.predict([name])["1"].item() != ask(age=known["age"][""])  # a mean of missing ages, too
+    assert (
+        ask() == own.predict([name])["predicted_1"].item() != ask(age=known["age"][""])
+    )  # a mean of missing ages, too
     with caplog.at_level("WARNING"):
         ask(kind="zinc")
     assert "column 'kind' has 'zinc', which is rare or unseen" in caplog.text
