@@ -80,7 +80,7 @@ class CustomerModel:
         reader: FrameReader | None = None,
     ):
         self.model, self.feature_extractor, self.reader = model.eval(), feature_extractor, reader
-        self._predictor = Predictor(self.model, feature_extractor)
+        self._predictor = self._ranker = Predictor(self.model, feature_extractor)
         feature_extractor.check_fits(model)
         log, schema = read_frame(events, reader.schema if reader else None), feature_extractor.schema
         log = reader.read(log) if reader else log
@@ -232,12 +232,12 @@ class CustomerModel:
     def similar(self, label: object, task: str | None = None, k: int = 10) -> pd.DataFrame:
         """The labels that are most alike, best first, as [`~live.similar.similar`] finds them: label and score.
         The default task is the first one that knows the label."""
-        return pd.DataFrame(similar(self.model, self.feature_extractor, self._task_of(label, task), label, k))
+        return pd.DataFrame(similar(self._ranker.model, self.feature_extractor, self._task_of(label, task), label, k))
 
     def together(self, labels: Sequence, task: str | None = None, k: int = 10) -> pd.DataFrame:
         """The labels that go with some labels, such as those of a basket: label and score, as `similar`."""
         name = self._task_of(labels[0], task) if isinstance(labels, list | tuple) and labels else task
-        return pd.DataFrame(together(self.model, self.feature_extractor, name or "", labels, k))
+        return pd.DataFrame(together(self._ranker.model, self.feature_extractor, name or "", labels, k))
 
     def explain(
         self, customer: object, label: object = None, task: str | None = None, as_of: Time = None
@@ -245,7 +245,7 @@ class CustomerModel:
         """Explains the score of a label for a customer; see [`explain`]. The default task is the first
         one that knows the label."""
         name, seconds = self._task_of(label, task), self._seconds(as_of)
-        return explain(self.model, self.feature_extractor, self._row(customer), name, label, seconds)
+        return explain(self._ranker.model, self.feature_extractor, self._row(customer), name, label, seconds)
 
     # --------------------------------------------------------------------------------------------------- who they are
 
@@ -308,7 +308,7 @@ class CustomerModel:
         self, labels: object, label: str | None = None, folder: str | Path | None = None, **options: Any
     ) -> "CustomerModel":
         """Fits a head to a label of customers, and returns the model with it, for `predict`, `reasons`, `evaluate` and
-        `table`. It takes seconds.
+        `table`. It takes seconds. `recommend` asks the model without the head, which `save` leaves out.
 
         Args:
             labels (`pd.DataFrame`): Columns of the customer, named as in the log or `customer`; of the time `as_of`,
@@ -337,7 +337,9 @@ class CustomerModel:
             train_to_labels(training, LabelOptions(labels=file, **columns, **options))
             if self.reader is not None:
                 write_json(Path(output, READER_FILE), self.reader.to_dict())
-            return CustomerModel.load(output, self._events)
+            result = CustomerModel.load(output, self._events)
+            result._ranker = self._ranker  # a head's checkpoint has no scorer
+            return result
 
     def predict(
         self, customers: Iterable | None = None, as_of: Time = None, columns: Mapping[str, Values] | None = None
@@ -448,7 +450,7 @@ class CustomerModel:
     def _task_of(self, label: object, task: str | None) -> str:
         """The task, or the first one that knows a label."""
         self._check_labels()
-        vocabularies, tasks = self.feature_extractor.vocabularies, self._predictor.tasks()
+        vocabularies, tasks = self.feature_extractor.vocabularies, self._ranker.tasks()
         known = (name for name in tasks if label is None or to_text(label) in vocabularies[name])
         if not (found := task or next(known, None)):
             raise ValueError(f"No task of {tasks} has the label {label!r}: give one that the log has.")
@@ -504,10 +506,14 @@ class CustomerModel:
 
     def _check(self, questions: Questions, as_of: Time) -> CheckedQuestions:
         """Questions at a time, by default at the end of the log."""
-        seconds = self._seconds(as_of)
+        seconds, predictor = self._seconds(as_of), self._predictor_of(questions)
         if as_of is None and seconds is not None:
-            return self._predictor.check(questions.at_end(seconds))
-        return self._predictor.check(replace(questions, as_of=seconds))
+            return predictor.check(questions.at_end(seconds))
+        return predictor.check(replace(questions, as_of=seconds))
+
+    def _predictor_of(self, questions: Questions) -> Predictor:
+        """Who answers: of a model that was fine-tuned here, the one before ranks labels."""
+        return self._predictor if questions.tasks == () else self._ranker
 
     def _describe(self, customers: Iterable | None, days: Sequence[float] | None, as_of: Time) -> pd.DataFrame:
         """Forecasts and, of a model that was fine-tuned to a label, predictions."""
@@ -523,7 +529,7 @@ class CustomerModel:
         was asked. `given` are further columns by customer."""
         if isinstance(customers, str) or not isinstance(customers, Iterable | None):
             raise ValueError(f"`customers` is {customers!r}, expected a list of ids: write [{customers!r}].")
-        asked, parts = self._check(questions, as_of), []
+        asked, predictor, parts = self._check(questions, as_of), self._predictor_of(questions), []
         places = np.arange(len(self.customers)) if customers is None else self._find(dict.fromkeys(customers))
         if not len(places):
             raise ValueError("`customers` is empty: give ids, or leave it out for all customers.")
@@ -537,7 +543,7 @@ class CustomerModel:
                 batch = batch.before([asked.as_of + 1e-3] * len(part), self.feature_extractor.layout)
             if given:
                 batch.columns[LABEL_COLUMNS] = [given.get(name) for name in batch.columns["customer_id"]]
-            parts.append(self._predictor.ask(batch, asked))
+            parts.append(predictor.ask(batch, asked))
         columns = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         return [self.customers[place] for place in places], columns, asked
 

@@ -497,9 +497,17 @@ def test_who_leaves_is_learned_from_a_table(bank, tmp_path):
     worth = tuned.table("predicted_1 > .2 and paid_90d > 50", since_days=7)
     assert 0 < len(worth) < len(chances) and "predicted_1_change" in worth
     tuned.save(tmp_path / "churn")
-    pd.testing.assert_frame_equal(CustomerModel.load(tmp_path / "churn", log.payments).predict(), chances)
-    with pytest.raises(ValueError, match="needs an MCMForMultiTaskRecommendation"):
-        tuned.recommend()
+    loaded = CustomerModel.load(tmp_path / "churn", log.payments)
+    pd.testing.assert_frame_equal(loaded.predict(), chances)
+    label = model.recommend(k=1)["label"][0]
+    for ask in (
+        lambda model: model.recommend(k=3, horizon_days=30),
+        lambda model: model.similar(label),
+        lambda model: pd.DataFrame([vars(model.explain(model.customers[0], label))]),
+    ):
+        pd.testing.assert_frame_equal(ask(tuned), ask(model))
+        with pytest.raises(ValueError, match="needs an MCMForMultiTaskRecommendation"):
+            ask(loaded)
 
 
 def test_reasons_are_the_terms_of_the_score(bank):
