@@ -81,6 +81,7 @@ class CustomerModel:
     ):
         self.model, self.feature_extractor, self.reader = model.eval(), feature_extractor, reader
         self._predictor = self._ranker = Predictor(self.model, feature_extractor)
+        self._yardstick: list | None = None  # weights of `fit_yardstick`
         feature_extractor.check_fits(model)
         log, schema = read_frame(events, reader.schema if reader else None), feature_extractor.schema
         log = reader.read(log) if reader else log
@@ -157,8 +158,12 @@ class CustomerModel:
         """Loads what `save`, `finetune`, `mcm pretrain` or `mcm finetune --labels` wrote, for the events of some
         customers."""
         from .training.checkpoints import find_head, open_checkpoint
+        from .training.resuming import FINE_TUNING
 
-        return cls(*open_checkpoint(find_head(str(folder)), str(folder)), events, read_reader(folder))
+        model = cls(*open_checkpoint(find_head(str(folder)), str(folder)), events, read_reader(folder))
+        if (record := Path(folder, FINE_TUNING)).is_file():
+            model._yardstick = read_json(record).get("yardstick_weights")
+        return model
 
     def save(self, folder: str | Path) -> None:
         """Saves model and feature extractor, without the events. `from_pretrained` and `load` read the folder. Raises
@@ -407,8 +412,9 @@ class CustomerModel:
     def evaluate(self, labels: object = None, label: str | None = None) -> pd.DataFrame:
         """How good the model is, beside counting baselines, on each customer's visits after the test cutoff, which
         training did not read: next-visit NDCG@10 of each task, a row for each method. Of a model that was fine-tuned
-        to a label: the metrics of a table of labels, as `finetune` takes it. They are too good of labels that it was
-        fitted to: give others."""
+        to a label: the metrics of a table of labels, as `finetune` takes it, beside those of a linear model of counts
+        (days since the last event and the first, events, visits, distinct values, sums) that learned from the same
+        labels, unless `save` wrote the model. They are too good of labels that were learned: give others."""
         with tempfile.TemporaryDirectory() as folder:
             if self._predictor.head == PREDICTING:
                 return self._evaluate_labels(folder, labels, label)
@@ -437,8 +443,13 @@ class CustomerModel:
         if given.classes and given.classes != tuple(self.model.config.id2label.values()):
             raise ValueError(f"The labels are {given.classes}, the model's {self.model.config.id2label}: give both.")
         customers = LabelledCustomers(self._prepare(folder).rows, given, whole=self.as_of is None)
-        scores = predict(self.model, read_inputs(self.model, self.feature_extractor, customers)[0])
-        return pd.DataFrame([measure_labels(scores.numpy(), given.values, kind == NUMBER)])
+        inputs, counts = read_inputs(self.model, self.feature_extractor, customers)
+        scores = {"MCM": predict(self.model, inputs)}
+        if self._yardstick is not None:
+            weight, bias = map(torch.tensor, self._yardstick)
+            scores["counts"] = counts @ weight.T + bias
+        found = {name: measure_labels(each.numpy(), given.values, kind == NUMBER) for name, each in scores.items()}
+        return pd.DataFrame.from_dict(found, "index").rename_axis("method")
 
     # --------------------------------------------------------------------------------------------------------- helpers
 
