@@ -305,7 +305,7 @@ def _guess_amount(columns: Columns, features: Sequence[Mapping], log: Log, item:
         hint = f"; if {unsure[0]!r} does, give schema={{'amount': {unsure[0]!r}}}" if unsure else ""
         return Amount("none: " + (_find_text_amount(columns) or f"no column says what was paid{hint}"))
     words = f"{name!r} x {factor!r}" if factor else f"{name!r}"
-    paid = _find_direction(columns, words, _multiply(columns, name, factor), log.customers)
+    paid = _find_direction(columns, words, _multiply(columns, name, factor))
     if not paid and factor:
         return Amount(words, "amount", [{"name": "amount", "kind": "numeric", "column": name, "factor": factor}])
     if not paid:
@@ -322,17 +322,12 @@ def _guess_amount(columns: Columns, features: Sequence[Mapping], log: Log, item:
 
 
 def _find_text_amount(columns: Columns) -> str | None:
-    """Says of a column of text that looks like an amount how it becomes one of numbers."""
+    """Says which column of text looks like an amount."""
     for name, values in columns.items():
         words, known = _words(name), values.dropna()
-        if not words & {*PAID, *PRICE} or words & NOT_PAID or types.infer_dtype(known) != "string":
-            continue
-        if len(known) and known.str.fullmatch(MONEY).all():
-            is_comma = known.str.contains(r",\d{1,2}\D*$").any()  # else a comma divides thousands
-            to_point = ".str.replace('.', '').str.replace(',', '.')" if is_comma else ".str.replace(',', '')"
-            code = f"events[{name!r}].str.extract(r'(-?\\d[\\d.,]*)')[0]{to_point}"
-            fix = f"events[{name!r}] = {code}.astype(float)"
-            return f"{name!r} is text such as {known.iloc[0]!r}. To count it, write {fix}"
+        if words & {*PAID, *PRICE} and not words & NOT_PAID and types.infer_dtype(known) == "string":
+            if known.str.fullmatch(MONEY).all():
+                return f"{name!r} is text such as {known.iloc[0]!r}: make it numbers to count it"
     return None
 
 
@@ -589,16 +584,14 @@ def _is_of_line(price: pd.Series, units: pd.Series, item: pd.Series | None) -> b
     return bool((rows["price"] * rows["units"]).sum() > 0.5 * (rows["units"] ** 2).sum())
 
 
-def _find_direction(columns: Columns, name: str, amounts: pd.Series, customers: pd.Series) -> dict:
+def _find_direction(columns: Columns, name: str, amounts: pd.Series) -> dict:
     """Which of the amounts the customer paid, if not all: the negative ones where these are most, or those whose kind
-    does not say that money came in, or after which the balance is less. Raises `ValueError` if a balance says that
-    some came in, and nothing says which."""
+    does not say that money came in. Raises `ValueError` if there is a balance, and nothing says which came in."""
     is_negative = (amounts < 0).sum() / max((amounts != 0).sum(), 1)
     if is_negative >= 0.5:
         return {"direction": None, "signs": {}}
     if is_negative:
         return {}
-    balance = [pd.to_numeric(columns[name], errors="coerce") for name in columns if _words(name) <= BALANCE]
     for column, values in columns.items():
         if types.is_numeric_dtype(values) or not _words(column) & DIRECTIONS or values.nunique() > MOST_KINDS:
             continue
@@ -606,24 +599,14 @@ def _find_direction(columns: Columns, name: str, amounts: pd.Series, customers: 
         paid_back = 0 if "status" in _words(column) else -1  # what is refunded in the end was not paid
         signs = {kind: paid_back for kind, own in words.items() if own & PAID_BACK}
         signs |= {kind: 0 for kind, own in words.items() if own & UNPAID and not own & PAYMENTS}
-        if not signs and balance and (rise := _find_rise(balance[0], amounts, customers)) is not None:
-            rises = rise.groupby(values.map(str), observed=True).mean()
-            signs = {str(kind): 0 for kind in rises.index[rises > 0.5]}
         if 0 < len(signs) < len(words):
             return {"direction": column, "signs": signs}
-    if balance:
+    if any(_words(column) <= BALANCE for column in columns):
         raise ValueError(
             f"amount: beside a balance some of {name} may have come in, and nothing says which. Give "
             f"schema={{'amount': {name}}} if all was paid, or schema={{'amount': None}}."
         )
     return {}
-
-
-def _find_rise(balance: pd.Series, amounts: pd.Series, customers: pd.Series) -> pd.Series | None:
-    """Whether the balance rose by an amount, in the rows that say it; None if few do."""
-    change = balance.groupby(customers, observed=True).diff()
-    told = change[(change.abs() - amounts).abs() <= 0.011]
-    return told > 0 if len(told) > len(change) / 2 else None
 
 
 def _multiply(columns: Columns | pd.DataFrame, amount: str, factor: str | None) -> pd.Series:
