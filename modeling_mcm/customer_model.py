@@ -29,7 +29,8 @@ from transformers import HfArgumentParser
 from transformers.utils import logging
 
 from .data import NO_CUTOFFS, EventSchema, PreparedData, read_schema
-from .data.guessing import READER_FILE, FrameReader, warn_of_late_event
+from .data.guess_times import warn_of_late_event
+from .data.guessing import READER_FILE, FrameReader
 from .data.schema import TextFormat
 from .data.tables import read_numbers, to_frame
 from .events_mcm import EPOCH, SECONDS_PER_DAY, IntArray, Row, Time, check_columns, naming, to_ids, to_text
