@@ -29,7 +29,8 @@ from transformers import HfArgumentParser
 from transformers.utils import logging
 
 from .data import NO_CUTOFFS, EventSchema, PreparedData, read_schema
-from .data.guessing import READER_FILE, FrameReader, warn_of_late_event
+from .data.guess_times import warn_of_late_event
+from .data.guessing import READER_FILE, FrameReader
 from .data.schema import TextFormat
 from .data.tables import read_numbers, to_frame
 from .events_mcm import EPOCH, SECONDS_PER_DAY, IntArray, Row, Time, check_columns, naming, to_ids, to_text
@@ -80,7 +81,8 @@ class CustomerModel:
         reader: FrameReader | None = None,
     ):
         self.model, self.feature_extractor, self.reader = model.eval(), feature_extractor, reader
-        self._predictor = Predictor(self.model, feature_extractor)
+        self._predictor = self._ranker = Predictor(self.model, feature_extractor)
+        self._yardstick: list | None = None  # weights of `fit_yardstick`
         feature_extractor.check_fits(model)
         log, schema = read_frame(events, reader.schema if reader else None), feature_extractor.schema
         log = reader.read(log) if reader else log
@@ -157,8 +159,12 @@ class CustomerModel:
         """Loads what `save`, `finetune`, `mcm pretrain` or `mcm finetune --labels` wrote, for the events of some
         customers."""
         from .training.checkpoints import find_head, open_checkpoint
+        from .training.resuming import FINE_TUNING
 
-        return cls(*open_checkpoint(find_head(str(folder)), str(folder)), events, read_reader(folder))
+        model = cls(*open_checkpoint(find_head(str(folder)), str(folder)), events, read_reader(folder))
+        if (record := Path(folder, FINE_TUNING)).is_file():
+            model._yardstick = read_json(record).get("yardstick_weights")
+        return model
 
     def save(self, folder: str | Path) -> None:
         """Saves model and feature extractor, without the events. `from_pretrained` and `load` read the folder. Raises
@@ -232,12 +238,12 @@ class CustomerModel:
     def similar(self, label: object, task: str | None = None, k: int = 10) -> pd.DataFrame:
         """The labels that are most alike, best first, as [`~live.similar.similar`] finds them: label and score.
         The default task is the first one that knows the label."""
-        return pd.DataFrame(similar(self.model, self.feature_extractor, self._task_of(label, task), label, k))
+        return pd.DataFrame(similar(self._ranker.model, self.feature_extractor, self._task_of(label, task), label, k))
 
     def together(self, labels: Sequence, task: str | None = None, k: int = 10) -> pd.DataFrame:
         """The labels that go with some labels, such as those of a basket: label and score, as `similar`."""
         name = self._task_of(labels[0], task) if isinstance(labels, list | tuple) and labels else task
-        return pd.DataFrame(together(self.model, self.feature_extractor, name or "", labels, k))
+        return pd.DataFrame(together(self._ranker.model, self.feature_extractor, name or "", labels, k))
 
     def explain(
         self, customer: object, label: object = None, task: str | None = None, as_of: Time = None
@@ -245,7 +251,7 @@ class CustomerModel:
         """Explains the score of a label for a customer; see [`explain`]. The default task is the first
         one that knows the label."""
         name, seconds = self._task_of(label, task), self._seconds(as_of)
-        return explain(self.model, self.feature_extractor, self._row(customer), name, label, seconds)
+        return explain(self._ranker.model, self.feature_extractor, self._row(customer), name, label, seconds)
 
     # --------------------------------------------------------------------------------------------------- who they are
 
@@ -308,7 +314,7 @@ class CustomerModel:
         self, labels: object, label: str | None = None, folder: str | Path | None = None, **options: Any
     ) -> "CustomerModel":
         """Fits a head to a label of customers, and returns the model with it, for `predict`, `reasons`, `evaluate` and
-        `table`. It takes seconds.
+        `table`. It takes seconds. `recommend` asks the model without the head, which `save` leaves out.
 
         Args:
             labels (`pd.DataFrame`): Columns of the customer, named as in the log or `customer`; of the time `as_of`,
@@ -337,13 +343,15 @@ class CustomerModel:
             train_to_labels(training, LabelOptions(labels=file, **columns, **options))
             if self.reader is not None:
                 write_json(Path(output, READER_FILE), self.reader.to_dict())
-            return CustomerModel.load(output, self._events)
+            result = CustomerModel.load(output, self._events)
+            result._ranker = self._ranker  # a head's checkpoint has no scorer
+            return result
 
     def predict(
         self, customers: Iterable | None = None, as_of: Time = None, columns: Mapping[str, Values] | None = None
     ) -> pd.DataFrame:
-        """What the model was fine-tuned to, a row for each customer: a column for the probability of each class, or
-        one of the number.
+        """What the model was fine-tuned to, a row for each customer: a column `predicted_CLASS` for the probability of
+        each class, or `predicted_LABEL` for the number.
 
         Args:
             customers (`Iterable`, *optional*): Ids of customers, or a table of customers and times as `finetune` takes
@@ -364,7 +372,7 @@ class CustomerModel:
         given = dict(zip(to_ids([*columns]), columns.values(), strict=True)) if columns else {}
         self._find(given)  # raises if there is no such customer
         ids, found, _ = self._ask(customers, as_of, Questions(label=True), given)
-        return _make_table(ids, found)
+        return _make_table(ids, found).add_prefix(PREDICTED)
 
     def reasons(
         self,
@@ -405,9 +413,10 @@ class CustomerModel:
     def evaluate(self, labels: object = None, label: str | None = None) -> pd.DataFrame:
         """How good the model is, beside counting baselines, on each customer's visits after the test cutoff, which
         training did not read: next-visit NDCG@10 of each task, a row for each method; `attrs["protocol"]` says how
-        cases were split, and which labels are ranked. Of a model that was fine-tuned
-        to a label: the metrics of a table of labels, as `finetune` takes it. They are too good of labels that it was
-        fitted to: give others."""
+        cases were split, and which labels are ranked. Of a model that was fine-tuned to a label: the metrics of a
+        table of labels, as `finetune` takes it, beside those of a linear model of counts (days since the last event
+        and the first, events, visits, distinct values, sums) that learned from the same labels, unless `save` wrote
+        the model. They are too good of labels that were learned: give others."""
         with tempfile.TemporaryDirectory() as folder:
             if self._predictor.head == PREDICTING:
                 return self._evaluate_labels(folder, labels, label)
@@ -438,8 +447,13 @@ class CustomerModel:
         if given.classes and given.classes != tuple(self.model.config.id2label.values()):
             raise ValueError(f"The labels are {given.classes}, the model's {self.model.config.id2label}: give both.")
         customers = LabelledCustomers(self._prepare(folder).rows, given, whole=self.as_of is None)
-        scores = predict(self.model, read_inputs(self.model, self.feature_extractor, customers)[0])
-        return pd.DataFrame([measure_labels(scores.numpy(), given.values, kind == NUMBER)])
+        inputs, counts = read_inputs(self.model, self.feature_extractor, customers)
+        scores = {"MCM": predict(self.model, inputs)}
+        if self._yardstick is not None:
+            weight, bias = map(torch.tensor, self._yardstick)
+            scores["counts"] = counts @ weight.T + bias
+        found = {name: measure_labels(each.numpy(), given.values, kind == NUMBER) for name, each in scores.items()}
+        return pd.DataFrame.from_dict(found, "index").rename_axis("method")
 
     # --------------------------------------------------------------------------------------------------------- helpers
 
@@ -451,7 +465,7 @@ class CustomerModel:
     def _task_of(self, label: object, task: str | None) -> str:
         """The task, or the first one that knows a label."""
         self._check_labels()
-        vocabularies, tasks = self.feature_extractor.vocabularies, self._predictor.tasks()
+        vocabularies, tasks = self.feature_extractor.vocabularies, self._ranker.tasks()
         known = (name for name in tasks if label is None or to_text(label) in vocabularies[name])
         if not (found := task or next(known, None)):
             raise ValueError(f"No task of {tasks} has the label {label!r}: give one that the log has.")
@@ -507,17 +521,21 @@ class CustomerModel:
 
     def _check(self, questions: Questions, as_of: Time) -> CheckedQuestions:
         """Questions at a time, by default at the end of the log."""
-        seconds = self._seconds(as_of)
+        seconds, predictor = self._seconds(as_of), self._predictor_of(questions)
         if as_of is None and seconds is not None:
-            return self._predictor.check(questions.at_end(seconds))
-        return self._predictor.check(replace(questions, as_of=seconds))
+            return predictor.check(questions.at_end(seconds))
+        return predictor.check(replace(questions, as_of=seconds))
+
+    def _predictor_of(self, questions: Questions) -> Predictor:
+        """Who answers: of a model that was fine-tuned here, the one before ranks labels."""
+        return self._predictor if questions.tasks == () else self._ranker
 
     def _describe(self, customers: Iterable | None, days: Sequence[float] | None, as_of: Time) -> pd.DataFrame:
         """Forecasts and, of a model that was fine-tuned to a label, predictions."""
         table = self.forecast(customers, days, as_of)
         if self._predictor.head != PREDICTING:
             return table
-        return table.join(self.predict(customers, as_of).add_prefix(PREDICTED))
+        return table.join(self.predict(customers, as_of))
 
     def _ask(
         self, customers: Iterable | None, as_of: Time, questions: Questions, given: Mapping[str, Values] | None = None
@@ -526,7 +544,7 @@ class CustomerModel:
         was asked. `given` are further columns by customer."""
         if isinstance(customers, str) or not isinstance(customers, Iterable | None):
             raise ValueError(f"`customers` is {customers!r}, expected a list of ids: write [{customers!r}].")
-        asked, parts = self._check(questions, as_of), []
+        asked, predictor, parts = self._check(questions, as_of), self._predictor_of(questions), []
         places = np.arange(len(self.customers)) if customers is None else self._find(dict.fromkeys(customers))
         if not len(places):
             raise ValueError("`customers` is empty: give ids, or leave it out for all customers.")
@@ -540,7 +558,7 @@ class CustomerModel:
                 batch = batch.before([asked.as_of + 1e-3] * len(part), self.feature_extractor.layout)
             if given:
                 batch.columns[LABEL_COLUMNS] = [given.get(name) for name in batch.columns["customer_id"]]
-            parts.append(self._predictor.ask(batch, asked))
+            parts.append(predictor.ask(batch, asked))
         columns = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         return [self.customers[place] for place in places], columns, asked
 

@@ -24,7 +24,7 @@ from modeling_mcm.scoring.scorer import CHANCES, SCORES
 from .histories import RHYTHM, VALUE, Histories
 from .looking_back import CAME, GAP, MONTH, PAST, SINCE, calibrate, explode
 
-SHOWN_LABELS = 6  # of a task
+SHOWN_LABELS, LEAST_CHANCE = 6, 1e-9  # of a task; before others are divided by it
 COMPARED, MOVES = 1000, 8  # labels that are compared before and after; shown of those
 VISITS, VALUES = 5, 4  # that are listed
 WEEK, QUARTER = 7, 90  # days; what is shown for them, and for a month, is that of the closest horizon
@@ -388,16 +388,26 @@ class PageContent:
             f"<p>Customer <b>{escape(customer_id)}</b>{values}, {len(live.events):,} events</p>"
         )
 
+    def _find_chances(self, customer_id: str, task: str) -> dict[str, float]:
+        """The chances that the list of all customers has of a customer's likely labels; none of another task, or while
+        the customer is not scored."""
+        if task != self.histories.main_task:
+            return {}
+        table = self.customers
+        likely = self._list_likely(len(table)).loc[table.index[table["customer"] == customer_id]]
+        return dict(zip(likely["label"], likely["chance, %"] / 100, strict=True))
+
     def list_expected(self, customer_id: str) -> dict[str, list[tuple[str, str]]]:
-        """Lists the best labels of every task as (text, label): the probability, and whether it came true."""
+        """Lists the best labels of every task as (text, label): the chance, and whether it came true."""
         case = self.histories.case(customer_id)
         scores = case.live.scores(self.histories.cutoff, k=SHOWN_LABELS)
         choices: dict[str, list[tuple[str, str]]] = {}
         for task in self.tasks:
-            choices[task] = []
+            choices[task], told = [], self._find_chances(customer_id, task)
             for entry in scores[task]:
                 came = case.bought[task].get(entry["label"])
-                text = f"{entry['label']} · {percent(entry.get('chance', entry['score']))}"
+                chance = told.get(entry["label"], entry.get("chance", entry["score"]))
+                text = f"{entry['label']} · {percent(chance)}"
                 choices[task].append((text + f" · ✓ {came}" * bool(came), entry["label"]))
         return choices
 
@@ -406,23 +416,26 @@ class PageContent:
         as a letter that the shop sent: then it says of what kind its events are."""
         case, kind = self.histories.case(customer_id), self.histories.extractor.token_type_feature
         result = case.live.explain(task, label, self.histories.cutoff)
+        chance = self._find_chances(customer_id, task).get(label, result.chance)
+        factor = chance / max(result.chance, LEAST_CHANCE)
         reasons: list[list[str]] = []
         changes = {}
         times = {visit.time for visit in case.visits}
         for visit in result.visits:
             if visit.without is None:
                 continue
-            change = changes[visit.time] = visit.without - result.chance
+            without = min(visit.without * factor, 1.0)
+            change = changes[visit.time] = without - chance
             if change < 0 and len(reasons) < VISITS:
                 texts = dict.fromkeys(event[task] for event in visit.events if task in event)
                 first = sorted(texts, key=lambda text: text != label)[:VALUES]
                 kinds = {event[kind]: None for event in visit.events if kind in event and visit.time not in times}
                 what = ", ".join(dict.fromkeys([*kinds, *first]))
-                reasons.append([visit.time[:10], f"{result.chance:.1%} → {visit.without:.1%}", what])
+                reasons.append([visit.time[:10], f"{chance:.1%} → {without:.1%}", what])
         decides = f"<b>Without the events of {reasons[0][0]}: {reasons[0][1]}.</b> " if reasons else ""
         sentence = (
             f"<h3>Why {escape(label)}?</h3><p>{decides}{self.verb} {escape(result.words)}. "
-            f"With no history: {result.baseline:.1%}.</p>"
+            f"With no history: {min(result.baseline * factor, 1.0):.1%}.</p>"
         )
         timeline = self.draw_timeline(customer_id, changes, LEAST * max(map(abs, changes.values()), default=0.0))
         return [sentence, write_table(["what speaks for it", "without it", "with"], reasons), timeline]
@@ -464,11 +477,15 @@ class PageContent:
             self.histories.case(customer_id).live,
             self.histories.suppose_event(customer_id, task, self.find_label(task, label)),
         )
+        main = self.histories.main_task
         old, new = (
             {entry["label"]: entry.get("chance", entry["score"]) for entry in entries}
             for live in lives
-            for entries in live.scores(self.histories.cutoff, [self.histories.main_task], COMPARED).values()
+            for entries in live.scores(self.histories.cutoff, [main], COMPARED).values()
         )
+        for name, told in self._find_chances(customer_id, main).items():
+            if name in old and name in new:
+                old[name], new[name] = told, min(new[name] * told / max(old[name], LEAST_CHANCE), 1.0)
         most = pd.Series({name: abs(new[name] - old.get(name, 0)) for name in new}).nlargest(MOVES)
         rows = [_move(name, old.get(name, 0), new[name], percent) for name in most.index[most >= LEAST_MOVE]]
         before, after = map(self._forecast, lives)

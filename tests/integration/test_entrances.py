@@ -328,6 +328,11 @@ def ask_one(live, shop, question, *time):
     return live.scores(*time, k=K, **choose(shop, question))
 
 
+def unprefixed(column):
+    """The class of a column of a table; answers for one customer name classes alone."""
+    return column.removeprefix("predicted_")
+
+
 def ask_frame(shop, question):
     if "offers" in question:
         return None  # which has none
@@ -338,7 +343,7 @@ def ask_frame(shop, question):
     if "forecasts" in question:
         return model.forecast(days=question["days"], **time).to_dict("index")
     if "prediction" in question:
-        return model.predict(**time).to_dict("index")
+        return model.predict(**time).rename(columns=unprefixed).to_dict("index")
     table = model.recommend(k=K, **choose(shop, question, **time))
     table["label"] = table["task"] + "/" + table["label"]
     parts = {name: part.set_index("label")[["score", "chance"]] for name, part in table.groupby("customer")}
@@ -370,7 +375,7 @@ def read_predictions(shop, question):
         return {name: flatten(embedding) for name, embedding in table["embedding"].items()}
     if "forecasts" in question or "prediction" in question:
         numbers = table.drop(columns="embedding", errors="ignore")
-        return numbers.rename(columns=lambda name: name.removeprefix("predicted_")).to_dict("index")
+        return numbers.rename(columns=unprefixed).to_dict("index")
     told = {}
     for name, row in table.iterrows():
         ranked = {

@@ -184,7 +184,7 @@ def test_a_label_is_learned_and_what_was_found_on_other_customers_is_kept(tuned,
     assert (facts["label"], facts["kind"], facts["classes"]) == ("likes", "classes", ["false", "true"])
     assert facts["labels"] + facts["validation"]["labels"] == 34 and facts["validation"]["labels"] == 7
     assert facts["left_out"] == 0 and 0 <= facts["validation"]["auc"] <= 1
-    assert 0 <= facts["yardsticks"]["days since the last event"] <= 1
+    assert 0 <= facts["yardstick"]["auc"] <= 1 and facts["yardstick"].keys() <= facts["validation"].keys()
     assert facts["validation"]["loss"] < 1.1 * np.log(2)  # not far above what holds for everybody, of seven customers
     table, ask = pd.read_csv(labels), pipeline("customer-prediction", model=str(tuned["likes"]))
     customers = [find_customer(event_log, who) for who in table["who"]]

@@ -6,6 +6,7 @@ the labels of tasks that customers had, an average over penalties by cross-valid
 Shapes: N examples, S size of the state, V labels of all tasks, C classes (1 for a number).
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, cast
@@ -28,10 +29,11 @@ from modeling_mcm.data.labels import (
     make_labels,
 )
 from modeling_mcm.data.tables import read_table_file
-from modeling_mcm.evaluation.metrics import mean_auc, measure_labels, rank_correlation
+from modeling_mcm.evaluation.metrics import measure_labels
 from modeling_mcm.events_mcm import EPOCH, SECONDS_PER_DAY, naming
 from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
 from modeling_mcm.folders import file_digest
+from modeling_mcm.inputs_mcm import Customers
 from modeling_mcm.option import option
 from modeling_mcm.predictor_mcm import Predictor
 from modeling_mcm.state_mcm import ROTATED, WHITENED, CustomerState
@@ -43,6 +45,7 @@ from .finetuning import FineTuningOptions, HeadInputs, draw_folds, fine_tune, fi
 logger = logging.get_logger(__name__)
 NEW = "prediction_head."
 LEAST_SPREAD = 0.05  # standard deviation of a silence
+LEAST_STD = 1e-6  # of a count; smaller ones say nothing
 AT_ONCE = 64  # histories that are read at a time
 PENALTIES = (400.0, 120.0, 40.0, 10.0, 4.0, 1.5, 0.5)  # of `fit_linear`
 # Heads that are averaged: factors of the state's standardised numbers by the first part of their names, those of
@@ -119,17 +122,63 @@ def read_labels(data: PreparedData, options: LabelOptions) -> LabelledCustomers:
 @torch.no_grad()
 def read_inputs(
     model: MCMForCustomerPrediction, extractor: MCMFeatureExtractor, customers: LabelledCustomers
-) -> tuple[HeadInputs, NDArray]:
-    """Reads what the head reads before the labels, and the days since the last event there, `(N,)`."""
+) -> tuple[HeadInputs, torch.Tensor]:
+    """Reads what the head reads before the labels, and the counts there of [`count_histories`]."""
     predictor, times, parts = Predictor(model, extractor), customers.labels.times, []
     for start in logging.tqdm(range(0, len(times), AT_ONCE), desc="Histories", unit="batch"):
         chosen: Any = np.arange(len(times))[start : start + AT_ONCE]
         rows = customers.histories(chosen, extractor.layout)
         outputs = predictor.run(predictor.inputs(rows, None if extractor.schema.order else times[chosen]))
-        days = (times[chosen] - [row["times"].max() for row in rows]) / SECONDS_PER_DAY
-        parts.append((outputs.numbers.cpu(), csr_array(outputs.label_counts.cpu().numpy()), days))
-    numbers, counts, since = zip(*parts, strict=True)
-    return HeadInputs(torch.cat(numbers), csr_array(vstack(counts))), np.concatenate(since)
+        counts = torch.from_numpy(count_histories(rows, times[chosen]))
+        parts.append((outputs.numbers.cpu(), csr_array(outputs.label_counts.cpu().numpy()), counts))
+    numbers, had, counted = zip(*parts, strict=True)
+    return HeadInputs(torch.cat(numbers), csr_array(vstack(had))), torch.cat(counted)
+
+
+def count_histories(rows: Customers, times: NDArray) -> NDArray[np.float32]:
+    """What an analyst would count first, of histories before times `(B,)`, as logarithms `(B, F)`: days since the last
+    event and since the first, events, visits, and of each feature the distinct values, and the sum of a number."""
+    row, last = rows.row, rows.starts + rows.lengths - 1
+    columns = [(times - rows.column("times")[events]) / SECONDS_PER_DAY for events in (last, rows.starts)]
+    columns += [rows.lengths, rows.column("visits")[last] + 1]
+    for name in rows.columns:
+        if name.startswith("feature_"):
+            ids = rows.column(name).astype(np.int64)
+            size = int(ids.max(initial=0)) + 1
+            columns.append(np.bincount(np.unique(row * size + ids) // size, minlength=len(rows)))
+        elif name.startswith("value_"):
+            columns.append(np.bincount(row, np.nan_to_num(rows.column(name)), len(rows)))
+    table = np.stack(columns, 1)
+    return (np.sign(table) * np.log1p(np.abs(table))).astype(np.float32)
+
+
+@torch.no_grad()
+def fit_yardstick(
+    model: MCMForCustomerPrediction, counts: torch.Tensor, labels: torch.Tensor, folds: NDArray
+) -> list[torch.Tensor]:
+    """Fits what a head is compared with, a linear model of standardised counts `(N, F)`: its weights `(C, F)` and
+    biases `(C,)`. The arguments are those of [`fit_head`]."""
+    inputs, std = HeadInputs(counts, csr_array((len(counts), 0), dtype=np.float32)), counts.std(0)
+    scale = torch.where(std > LEAST_STD, 1 / std, 0.0)
+    weight, _, bias = _fit(model, inputs, labels, folds, [(scale, 0.0, 1.0)])[1]
+    return [weight, bias]
+
+
+def _fit(
+    model: MCMForCustomerPrediction,
+    inputs: HeadInputs,
+    labels: torch.Tensor,
+    folds: NDArray,
+    scales: Sequence[tuple[torch.Tensor, float, float]],
+) -> tuple[NDArray, list[torch.Tensor]]:
+    """What [`fit_linear`] gives, of numbers in their own unit."""
+    y, shift, scale = labels, 0.0, 1.0
+    if y.is_floating_point():
+        shift, scale = y.double().mean().item(), max(y.double().std().item(), 1e-9)
+        y = ((y - shift) / scale).float()
+    shares, parameters = fit_linear(inputs, y, model.num_labels, model.compute_loss, folds, PENALTIES, scales)
+    weight, label_weight, bias = (values * scale for values in parameters)
+    return shares, [weight, label_weight, bias + shift]
 
 
 @torch.no_grad()
@@ -137,12 +186,7 @@ def fit_head(model: MCMForCustomerPrediction, inputs: HeadInputs, labels: torch.
     """Fits a model's head to the inputs and labels `(N,)` of training customers: logistic or linear regression of
     standardised states and further columns, and of label counts, the average over `SCALES` and L2 penalties. The
     `folds` `(N,)` are numbered from 0. Returns the share of each of these, `(scales, penalties)`."""
-    names = cast(CustomerState, model.model.state).names
-    y, shift, scale = labels, 0.0, 1.0
-    if y.is_floating_point():
-        shift, scale = y.double().mean().item(), max(y.double().std().item(), 1e-9)
-        y = ((y - shift) / scale).float()
-    head, compute_loss = model.prediction_head, model.compute_loss
+    names, head = cast(CustomerState, model.model.state).names, model.prediction_head
     std, scales = inputs.numbers.std(0).clamp(min=1e-9), []
     std[: len(names)] = std[: len(names)].clamp(min=1e-3)
     silences = slice(len(std) - model.num_kinds, None)
@@ -153,10 +197,9 @@ def fit_head(model: MCMForCustomerPrediction, inputs: HeadInputs, labels: torch.
         for place, name in enumerate(names):
             factors[place] = next(factor for start, factor in by_name.items() if name.startswith(start))
         scales.append((factors / std, label_factor, prior))
-    shares, parameters = fit_linear(inputs, y, model.num_labels, compute_loss, folds, PENALTIES, scales)
-    weight, label_weight, bias = (values * scale for values in parameters)
+    shares, (weight, label_weight, bias) = _fit(model, inputs, labels, folds, scales)
     head.state.weight.copy_(weight)
-    head.state.bias.copy_(bias + shift)
+    head.state.bias.copy_(bias)
     head.labels.weight.copy_(label_weight)
     return shares
 
@@ -185,23 +228,21 @@ def train_to_labels(options: FineTuningOptions, label_options: LabelOptions) -> 
     digest = file_digest(own.pop("labels"))  # where the file lies does not matter, but what it holds
 
     def fit(model: MCMForCustomerPrediction, extractor: MCMFeatureExtractor) -> Facts:
-        inputs, days = read_inputs(model, extractor, customers)
+        inputs, counts = read_inputs(model, extractor, customers)
         values = torch.from_numpy(labels.values)
         folds = draw_folds(labels.customer_ids[trained_on], options.seed)
         fit_head(model, inputs.of(trained_on), values[trained_on], folds)
-        metrics = {}
-        yardsticks = {}
+        weight, bias = fit_yardstick(model, counts[trained_on], values[trained_on], folds)
+        metrics, yardstick = {}, {}
         if len(held_out):
-            scores = predict(model, inputs.of(held_out))
-            metrics = measure_labels(scores.numpy(), labels.values[held_out], labels.kind == NUMBER)
+            scores, plain = predict(model, inputs.of(held_out)), counts[held_out] @ weight.T + bias
+            metrics, yardstick = (
+                measure_labels(each.numpy(), labels.values[held_out], labels.kind == NUMBER)
+                for each in (scores, plain)
+            )
             metrics["loss"] = model.compute_loss(scores, values[held_out]).item()
-            if len(labels.classes) == 2 and data.schema.order is None:
-                # a long absence may speak against it
-                days = days * (-1 if rank_correlation(labels.values[trained_on], days[trained_on]) < 0 else 1)
-                area = mean_auc(labels.values[held_out], np.stack([-days, days], 1)[held_out])
-                yardsticks["days since the last event"] = area
             words = ", ".join(f"{name} {value:.3f}" for name, value in metrics.items())
-            words += "".join(f"; auc of {name} {value:.3f}" for name, value in yardsticks.items())
+            words += "; of counts alone " + ", ".join(f"{name} {value:.3f}" for name, value in yardstick.items())
             logger.info(f"On {len(held_out):,} labels of customers that were not trained on: {words}.")
         return {
             "label": labels.name,
@@ -210,7 +251,8 @@ def train_to_labels(options: FineTuningOptions, label_options: LabelOptions) -> 
             "labels": len(trained_on),
             "left_out": customers.dropped,
             "validation": metrics | {"labels": len(held_out)},
-            "yardsticks": yardsticks,
+            "yardstick": yardstick,
+            "yardstick_weights": [weight.tolist(), bias.tolist()],
         }
 
     read = partial(read_checkpoint, MCMForCustomerPrediction, new=(NEW,), **labels.of(trained_on).model_options())

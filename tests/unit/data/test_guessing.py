@@ -12,7 +12,8 @@ from synthetic_log import check_rows, read_rows
 
 from modeling_mcm.customer_model import read_frame
 from modeling_mcm.data import EventSchema
-from modeling_mcm.data.guessing import FrameReader, find_time_format, warn_of_late_event
+from modeling_mcm.data.guess_times import find_time_format, warn_of_late_event
+from modeling_mcm.data.guessing import FrameReader
 from modeling_mcm.data.tables import read_table_file
 from modeling_mcm.events_mcm import to_text, write_times
 from modeling_mcm.preparation import prepare
@@ -117,16 +118,11 @@ def test_an_event_of_a_far_future_is_told_with_its_customer(caplog):
         assert ("Customer 'c1000' has an event at 1980-" in caplog.text) == is_told
 
 
-MONEY = {"1.234,56": 1234.56, "EUR 5": 5, "1,234.56 $": 1234.56, "Rs. 7": 7, "-12,5 €": -12.5}
-
-
-@pytest.mark.parametrize("text", MONEY)
-def test_an_amount_in_text_is_told_with_a_fix_that_works(text):
+@pytest.mark.parametrize("text", ["1.234,56", "EUR 5", "1,234.56 $", "Rs. 7", "-12,5 €"])
+def test_an_amount_in_text_is_told(text):
     events = make_busy(amount=text, note=np.arange(ROWS) % 3)
     words = FrameReader.guess(events.assign(amount=[text, text.replace("5", "6")] * (ROWS // 2))).lines[2]
-    assert f"'amount' is text such as {text!r}. To count it, write events['amount'] = " in words
-    exec(words.partition("write ")[2])
-    assert events["amount"].tolist() == [MONEY[text]] * ROWS
+    assert words == f"Amount:   none: 'amount' is text such as {text!r}: make it numbers to count it"
 
 
 BAD_TIMES = {"numbers": [5, 6, 7], "floats": [5.5, 6, 7], "durations": pd.to_timedelta([5, 6, 7], unit="D")}

@@ -189,13 +189,17 @@ def test_what_a_head_reads_are_the_events_before_the_time_at_that_time(rows, ext
     labels = make_labels(make_table([0.5, 1.5, 2.5]))
     known = {"state_size": 12, "summed_features": extractor.summed_features, "forecast_days": [7.0]}
     model = MCMForCustomerPrediction(tiny_config(extended=True, **known)).eval()
-    inputs, days = read_inputs(model, extractor, LabelledCustomers(rows, labels))
+    inputs, table = read_inputs(model, extractor, LabelledCustomers(rows, labels))
     sizes = model.config.label_sizes.items()
     for place, state in enumerate(inputs.numbers):
         name, time = labels.customer_ids[place], labels.times[place]
         known = event_log[(event_log["who"] == name) & (event_log["when"] < pd.Timestamp(time, unit="s"))]
         row = extractor.encode({"events": known})
-        assert days[place] == pytest.approx((time - row["times"].max()) / SECONDS_PER_DAY)
+        days = (time - row["times"][[-1, 0]]) / SECONDS_PER_DAY
+        plain = [*days, len(row["times"]), row["visits"][-1] + 1]
+        for feature in extractor._encoding.event_features:
+            plain.append(len(np.unique(row[f"feature_{feature}"])))
+        assert table[place][: len(plain)].tolist() == pytest.approx(np.log1p(plain).tolist())
         found = Predictor(model, extractor).ask([row], Questions(float(time), embedding=True))["embedding"][0]
         assert state.numpy() == pytest.approx(found.numpy(), abs=1e-5)
         had = [np.bincount(row[f"feature_{task}"], minlength=size) * (np.arange(size) > 1) for task, size in sizes]

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Logs of the world, with the names of their own columns: none is read wrongly without a word."""
 
+import ast
 import re
 
 import pandas as pd
@@ -30,7 +31,6 @@ Shopify orders: [Email, Created at, null, null, [Lineitem name, Lineitem sku, Ve
 Stripe payments: [Customer ID, Created date (UTC), Invoice ID, null, [Product],
   "'Amount' by 'Status', without Failed, Refunded"]
 X5 RetailHero: [client_id, transaction_datetime, transaction_id, null, [product_id], "'trn_sum_from_iss'"]
-bank statement: [account_id, date, null, type, [k_symbol], "'amount' by 'type', without PRIJEM"]
 MIMIC: [subject_id, charttime, hadm_id, null, [itemid], "none: .*if 'value' does, give schema={'amount': 'value'}"]
 Yelp reviews: [user_id, date, null, null, [business_id], "none: no column says what was paid"]
 MovieLens: [userId, timestamp, null, null, [movieId], "none: no column says what was paid"]
@@ -42,6 +42,8 @@ Superstore: [Customer ID, Order Date, Order ID, null, [Product ID, Product Name,
 """)
 # What is asked first, and what is read when the advice was followed
 ASKED = yaml.safe_load("""
+bank statement: ["amount: beside a balance some of 'amount' may have come in, .*Give schema=",
+  [account_id, date, null, type, [k_symbol], "None"]]
 Instacart: ["as 'order_number' counts each customer's visits, schema=",
   [user_id, null, order_id, null, [product_id, aisle, department], "none: no column says what was paid"]]
 Steam plays: ["if a customer's rows are in order, schema=",
@@ -74,7 +76,7 @@ def test_what_is_not_sure_is_asked_and_the_advice_works(name):
         FrameReader.guess(events)
     said = str(raised.value)
     if advice := re.findall(r"schema=({.*?})", said):
-        given = yaml.safe_load(advice[-1])
+        given = ast.literal_eval(advice[-1])
     else:
         exec(said[said.index("events[") :].rstrip("."))
     check_reading(FrameReader.guess(events, given), expected)
@@ -104,10 +106,6 @@ UNSURE = {
     "two amounts": (
         JOURNEY.assign(SALES_NET=JOURNEY["SALES_PRICE"] - 1.5, SALES_GROSS=JOURNEY["SALES_PRICE"]),
         "amount: 'SALES_PRICE' or 'SALES_NET'. Give schema={'amount': 'SALES_PRICE'}",
-    ),
-    "a balance": (
-        FRAMES["bank statement"].sample(frac=1, random_state=0),
-        "amount: beside a balance some of 'amount' may have come in.*Give schema={'amount': 'amount'} if all was paid",
     ),
 }
 
