@@ -80,10 +80,7 @@ def main() -> None:
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True).stdout
     facts = {"customers": data.manifest.counts["customers"], "events": data.manifest.counts["events"]}
     facts |= {"threads": os.environ.get("OMP_NUM_THREADS", os.cpu_count()), "machine": platform.machine()}
-    page = PAGE.format(
-        **facts, commit=commit.strip(), table=table.astype({"seconds": int, "CPU seconds": int}).to_markdown()
-    )
-    Path(options.output).write_text(page)
+    Path(options.output).write_text(PAGE.format(**facts, commit=commit.strip(), table=table), encoding="utf-8")
 
 
 if __name__ == "__main__":

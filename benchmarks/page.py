@@ -25,6 +25,14 @@ from probe import YARDSTICKS
 STEPS, MISSING = 250, 255  # of a stored value from 0 to 1; an error of .002 of a customer is none of a mean
 IN_LISTS = ("neighbours", WITHOUT, WITH)  # whose lists are described
 FEWEST = 30  # labels of a bin that is shown
+# NDCG@10 / hit ratio at 10 of others on logs of reviews, as papers print them
+CATALOGUES = ("toys", "sports")
+PRINTED = {
+    "SASRec, in S3-Rec (CIKM 2020)": {"toys": "0.0374 / 0.0675"},
+    "BERT4Rec, in S3-Rec (CIKM 2020)": {"toys": "0.0099 / 0.0203"},
+    "S3-Rec (CIKM 2020)": {"toys": "0.0376 / 0.0700", "sports": "0.0204 / 0.0385"},
+    "WEARec, the best of 88 settings by test": {"sports": "0.0367 / 0.0631"},
+}
 PAGE = """# Results
 
 NDCG@10 of the next visit, or of the row's question; higher is better. [How it was measured](#how-it-was-measured).
@@ -42,6 +50,13 @@ Paired by customer, ± half of the 95% interval; empty where MCM leaves the enco
 Recall@10, and in brackets the share of all labels that are in any list; empty as above.
 
 {lists}
+
+## Published figures of catalogues
+
+NDCG@10 / hit ratio at 10 of each customer's last item; all items are ranked but those that the customer has seen. Rows
+with a source are those that it prints: their settings were often chosen by test cases, MCM's by validation.
+
+{catalogues}
 
 ## Next baskets
 
@@ -329,6 +344,22 @@ def basket_table(others: dict[str, Answer]) -> Table:
     ]
 
 
+def catalogue_table(runs: Runs) -> Table:
+    """A row for each method, a column for each log of [`CATALOGUES`]."""
+    table = [
+        ["method", *CATALOGUES],
+        *([name, *(of.get(log, "") for log in CATALOGUES)] for name, of in PRINTED.items()),
+    ]
+    for method in (WITHOUT, WITH):
+        cells = []
+        for log in CATALOGUES:
+            row = (log, LOGS[log].questions[0].name, LOGS[log].tasks[0])
+            means = ([one["mean"] for one in each(runs, row, method, name)] for name in ("ndcg@10", "recall@10"))
+            cells.append(" / ".join(f"{np.mean(found):.4f}" for found in means if found))
+        table.append([method, *cells])
+    return table
+
+
 def small_table(others: dict[str, Answer]) -> Table:
     """A row for each task of the small logs, a column for each number of visits."""
     rows = [(log, row) for log in LOGS for row in others.get(f"{log}.small_logs", {"rows": []})["rows"]]
@@ -391,6 +422,7 @@ def draw(folder: Path) -> None:
         "forecasts": _table(forecast_table(others, "visits", "BG/NBD")),
         "spend": _table(forecast_table(others, "spend", "Gamma-Gamma")),
         "chance": farthest(chances(others)),
+        "catalogues": _table(catalogue_table(runs)),
         "baskets": _table(basket_table(others)),
         "small": _table(small_table(others)),
         "verdict": verdict(probe) if probe else "",
