@@ -41,25 +41,16 @@ SHOP_CUSTOMERS = 6000
 TOYS = ["event", "item", *(f"attribute_{index}" for index in range(1, 5))]
 SPORTS = ["event", "item", "brand", *(f"level{index}" for index in range(1, 4))]
 Keys = dict[str, Any]  # of a schema
+REVIEWS: Keys = {
+    "customer": "user",
+    "time": "time",
+    "token_type": "event",
+    "cutoffs": {"validation": "2024-03-01", "test": "2024-04-01"},
+    "min_history": 1,
+}
 SCHEMAS: dict[str, Keys] = {
-    "toys": {
-        "customer": "user",
-        "time": "time",
-        "token_type": "event",
-        "features": [{"name": name} for name in TOYS],
-        "tasks": TOYS[1:],
-        "cutoffs": {"validation": "2024-03-01", "test": "2024-04-01"},
-        "min_history": 1,
-    },
-    "sports": {
-        "customer": "user",
-        "time": "time",
-        "token_type": "event",
-        "features": [{"name": name} for name in SPORTS],
-        "tasks": SPORTS[1:],
-        "cutoffs": {"validation": "2024-03-01", "test": "2024-04-01"},
-        "min_history": 1,
-    },
+    "toys": REVIEWS | {"features": [{"name": name} for name in TOYS], "tasks": TOYS[1:]},
+    "sports": REVIEWS | {"features": [{"name": name} for name in SPORTS], "tasks": SPORTS[1:]},
     "movielens_100k": {
         "customer": "user_id",
         "order": "rows",
