@@ -127,8 +127,8 @@ encoder. {speed}
 - MCM is one model for all tasks of a log, five on Toys. RecTools has one for each task, trained until the NDCG@10 of
   validation stops to rise. It knows no visits, and reads the latest 100 labels, those of one time in random order.
 - Variants of MCM saw test cases: thirteen those of Complete Journey, ten of Ta-Feng's baskets, nine of Toys, one of
-  sports, two of DNNTSP's baskets, five of films by time, one of Ta-Feng. Variants of the state saw its targets: nine or
-  more on Complete Journey, five on Ta-Feng; sixty of the head saw labels.
+  sports, two of DNNTSP's baskets, five of films by time, one of Ta-Feng. Variants of the state saw its targets: nine
+  or more on Complete Journey, five on Ta-Feng; sixty of the head saw labels.
 - One item, twice as frequent in the last baskets, decides what was never bought of Ta-Feng's baskets.
 - Training took, on two cores that were shared: {seconds}.
 - Each file names its commit. RecTools, chances, small logs and LightGBM on Ta-Feng's baskets are of before ties were
