@@ -91,7 +91,7 @@ def measure(folder: Path, layout: Sequences, seed: int) -> float:
         known, wanted = (table[[layout.customer, "as_of", label]].dropna() for table in (labels, answers))
         tuned = model.finetune(known.astype({label: str}), label, validation_share=0, seed=seed)
         test = CustomerModel(tuned.model, tuned.feature_extractor, asked, tuned.reader)
-        values.append(test.evaluate(wanted.astype({label: str}), label)[layout.metric][0])
+        values.append(test.evaluate(wanted.astype({label: str}), label)[layout.metric]["MCM"])
     return float(np.mean(values))
 
 

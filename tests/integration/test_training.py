@@ -173,7 +173,8 @@ def test_what_the_data_decide_is_said_and_kept(chosen):
     assert weights(folder)["scorer.fitted"]
     for task, used in zip(config["tasks"], weights(folder)["scorer.reads"][:, NEXT_VISIT], strict=True):
         words = (
-            rf"The encoder adds [-+]0\.\d+ \(standard error 0\.\d+\) to the NDCG@10 of {task} on validation, so it is "
+            rf"The encoder adds [-+]0\.\d+ \(standard error 0\.\d+\) to the NDCG@10 of {task} on \d+ validation "
+            "cases, so it is "
         )
         assert re.search(words + ("used" if used else "not used"), said)
     entries = [entry for entry in logged(folder) if "eval_loss" in entry]

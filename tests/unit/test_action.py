@@ -121,7 +121,7 @@ def test_offers_on_another_device_are_read_and_scored_as_on_the_cpu(action_model
     expected, read = score_offers(model, reader), read_offers(model, reader)
     with other_device() as device, torch.no_grad():  # which knows no inference mode
         model.to(device)
-        np.testing.assert_allclose(score_offers.__wrapped__(model, reader), expected, rtol=1e-5)
+        np.testing.assert_allclose(score_offers.__wrapped__(model, reader), expected, rtol=1e-5, atol=1e-6)
         again = read_offers.__wrapped__(model, reader)
     torch.testing.assert_close(again.numbers, read.numbers)
     np.testing.assert_array_equal(again.labels.toarray(), read.labels.toarray())
