@@ -24,7 +24,7 @@ from modeling_mcm.data import PreparedData
 
 PAGE = """# What the commands cost
 
-Complete Journey is {customers:,} customers with {events:,} events, five tasks. {threads} thread(s) of a {machine} at
+Complete Journey is {customers:,} customers with {events:,} events, five tasks. {threads} thread(s), {machine}, at
 commit {commit}, by `benchmarks/costs.py`. The start of Python is part of the seconds (five), and PyTorch of the memory
 of the largest process (half a gigabyte).
 
