@@ -419,7 +419,8 @@ def test_cases_that_chose_an_epoch_do_not_judge_the_encoder(data, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "gain, error, asked, is_used", [(0.1, 0.1, 1, True), (-0.1, 0.1, 1, False), (0.01, 0.3, 3, False)]
+    "gain, error, asked, is_used",
+    [(0.1, 0.1, 1, True), (-0.1, 0.1, 1, False), (0.01, 0.3, 3, False), (0.0, 0.0, 1, False)],
 )
 def test_more_cases_judge_the_encoder_where_the_first_do_not_decide(data, monkeypatch, gain, error, asked, is_used):
     examples, parts = draw_examples(data, 0, True), []

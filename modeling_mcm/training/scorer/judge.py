@@ -76,8 +76,8 @@ class Gain(NamedTuple):
 
     @property
     def is_clear(self) -> bool:
-        """Whether the difference is above or below 0 by more than chance."""
-        return abs(self.mean) > LEAST_ERRORS * self.error
+        """Whether the difference is above or below 0 by more than chance, or there is none in any case."""
+        return abs(self.mean) >= LEAST_ERRORS * self.error
 
 
 def estimate_gain(differences: torch.Tensor) -> Gain:
