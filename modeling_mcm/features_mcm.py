@@ -152,14 +152,19 @@ class LabelHistory(NamedTuple):
         ago (`torch.DoubleTensor` of shape `(3, E)`): Number of the row's visits, and of moments, with a labelled
             event after this one's, and days from the event to the time of the prediction.
         kind (`torch.LongTensor` of shape `(E,)`): Kind of the event, from 0; above `KINDS` are rare ones.
-        size (`int`): B.
+        is_new (`torch.BoolTensor` of shape `(B,)`): Whether the customer has no event yet, labelled or not.
     """
 
     row: Tensor
     label: Tensor
     ago: Tensor
     kind: Tensor
-    size: int
+    is_new: Tensor
+
+    @property
+    def size(self) -> int:
+        """B."""
+        return len(self.is_new)
 
     @classmethod
     def from_batch(
@@ -174,21 +179,21 @@ class LabelHistory(NamedTuple):
 
         Args:
             labels (`torch.LongTensor` of shape `(B, L, T)`): Label of each event in each task; below 2: none.
-            visit_ids, kinds (`torch.LongTensor` of shape `(B, L)`): Visit of each event, and its kind.
+            visit_ids, kinds (`torch.LongTensor` of shape `(B, L)`): Visit of each event, 0 for padding, and its kind.
             event_times (`torch.FloatTensor` of shape `(B, L)`): Days from the customer's first event to each event,
                 ascending.
             as_of (`torch.FloatTensor` of shape `(B,)`, *optional*): Time of the prediction on the same clock. Default:
                 the time of the customer's last event.
         """
-        size, _, tasks = labels.shape
+        tasks = labels.shape[2]
         if as_of is None:
             as_of = F.pad(event_times, (0, 1)).amax(1)
-        labels = labels * (event_times <= as_of[:, None])[..., None]
-        by_row = labels.transpose(1, 2).flatten(0, 1)  # (R, L)
+        is_past = event_times <= as_of[:, None]  # (B, L)
+        by_row = (labels * is_past[..., None]).transpose(1, 2).flatten(0, 1)  # (R, L)
         row, event = (by_row >= FIRST_LABEL).nonzero(as_tuple=True)
         customer = row // tasks
         events = by_row[row, event], visit_ids[customer, event], event_times[customer, event], kinds[customer, event]
-        return cls._count(row, *events, as_of[customer], size, tasks)
+        return cls._count(row, *events, as_of[customer], ~(is_past & (visit_ids > 0)).any(1), tasks)
 
     @classmethod
     def from_events(
@@ -203,8 +208,8 @@ class LabelHistory(NamedTuple):
             row, order = row.sort(stable=True)
             task, event = task.index_select(0, order), event.index_select(0, order)
         visits, times, kinds = (values.index_select(0, event) for values in (visits, times, kinds))
-        ends = as_of.index_select(0, row // tasks)
-        return cls._count(row, labels[task, event], visits, times, kinds, ends, len(as_of), tasks)
+        ends, is_new = as_of.index_select(0, row // tasks), torch.bincount(customer, minlength=len(as_of)) == 0
+        return cls._count(row, labels[task, event], visits, times, kinds, ends, is_new, tasks)
 
     @classmethod
     def _count(
@@ -215,17 +220,17 @@ class LabelHistory(NamedTuple):
         time: Tensor,
         kind: Tensor,
         as_of: Tensor,
-        size: int,
+        is_new: Tensor,
         tasks: int,
     ) -> "LabelHistory":
-        """Counts how long ago the labelled events of rows were, all of shape `(E,)`."""
+        """Counts how long ago the labelled events of rows were, all of shape `(E,)`, `is_new` `(B,)`."""
         time = time.double()
         # Counts of the changes of row and visit, and of these and time
         opens_visit = (row.diff() != 0) | (visit.diff() != 0)
         counts = F.pad(torch.stack([opens_visit, opens_visit | (time.diff() != 0)]), (1, 0)).cumsum(1)
-        last = torch.bincount(row, minlength=size * tasks).cumsum(0) - 1  # event of each row
+        last = torch.bincount(row, minlength=len(is_new) * tasks).cumsum(0) - 1  # event of each row
         ago = torch.cat([counts.index_select(1, last[row]) - counts, (as_of.double() - time)[None]])
-        return cls(row, label, ago, kind, size)
+        return cls(row, label, ago, kind, is_new)
 
     def find_latest(self, tasks: int) -> Tensor:
         """The latest labels of each row, the last one first, `(R, LATEST)`; 0 where there are fewer."""

@@ -93,6 +93,7 @@ class LabelTables(nn.Module):
             such as its category, those of all features numbered from 1 on; 0: none.
         rarity (`torch.FloatTensor` of shape `(V, ATTRIBUTES)`): Log of the number of labels, over that of the labels
             with this value; 0: none.
+        first (`torch.FloatTensor` of shape `(V,)`): Log of the label's share in customers' first visits.
         totals (`torch.FloatTensor` of shape `(4,)`): Number of visits of all customers, median gap of moments in days,
             whether times say anything (0: days are replaced by moments), and number of values of attributes.
     """
@@ -102,6 +103,7 @@ class LabelTables(nn.Module):
     counts: Tensor
     attributes: Tensor
     rarity: Tensor
+    first: Tensor
     totals: Tensor
 
     def __init__(self, labels: int, no_targets: Sequence[int] = ()):
@@ -113,6 +115,7 @@ class LabelTables(nn.Module):
         self.register_buffer("counts", torch.zeros(5, labels))
         self.register_buffer("attributes", torch.zeros(labels, ATTRIBUTES, dtype=torch.int32))
         self.register_buffer("rarity", torch.zeros(labels, ATTRIBUTES))
+        self.register_buffer("first", torch.zeros(labels))
         self.register_buffer("totals", torch.ones(4))
 
     def add_neighbours(self, label: Tensor, factor: Tensor, start: Tensor, sums: Tensor) -> None:
@@ -261,6 +264,12 @@ class LabelColumns:
         """Logs of the labels' shares up to a constant, `(C,)`; minus infinity of ids that are no labels."""
         visits = torch.cat([table.counts[0] for table in self.tables])
         return (visits + 0.5).log().index_fill_(0, self.no_labels, -torch.inf)
+
+    @cached_property
+    def first(self) -> Tensor:
+        """Scores of the labels for customers without a history, `(C,)`."""
+        first = torch.cat([table.first for table in self.tables])
+        return first.index_fill_(0, self.no_labels, torch.finfo(first.dtype).min / 2)
 
     @cached_property
     def popularity(self) -> Tensor:
@@ -448,6 +457,7 @@ class LabelScorer(Exact):
         s(w) = exp(t) n(w)            for a candidate w
         s(w) = log share(w) + f       for any other label
 
+    Customers without any event yet teach no network. Their scores are the log shares of labels in first visits.
     n is a [`ScoreNetwork`] that reads counts alone, or, for the tasks and questions that gain by it, one that reads
     the numbers of the readout, too. It is fitted on visits that were held out of the encoder's training. t is fitted
     for each task and question on validation cases, so that the softmax over all labels is calibrated. f is of each
@@ -491,7 +501,7 @@ class LabelScorer(Exact):
         if kept is None or kept[1] != versions or any(map(operator.is_not, kept[0], buffers)):
             with torch.inference_mode(False), torch.no_grad():  # a later call may need gradients
                 columns = LabelColumns.read(tables)
-                for name in ("log_shares", "popularity", "popular", "attributes"):
+                for name in ("log_shares", "first", "popularity", "popular", "attributes"):
                     getattr(columns, name)
             kept = buffers, versions, columns
             self._columns = {**(self._columns if len(self._columns) < MOST_KEPT else {}), tasks: kept}
@@ -569,6 +579,7 @@ class LabelScorer(Exact):
         scores += average.view(-1, len(tasks)).index_select(1, columns.tasks)
         scores.index_fill_(1, columns.no_labels, torch.finfo(scores.dtype).min / 2)
         scores.view(-1)[cell] = values
+        scores = torch.where(history.is_new[:, None], columns.first, scores)
         return [scores[:, part] for part in columns.parts]
 
     def score_candidates(self, task: Tensor, features: Tensor, is_read: Tensor, is_left_out: Tensor | None) -> Tensor:

@@ -34,6 +34,7 @@ from modeling_mcm.scorer_mcm import (
     candidate_features,
     read_histories,
 )
+from modeling_mcm.training.counting import count_again
 from modeling_mcm.training.descent import minimize
 from modeling_mcm.training.pretraining import COUNTS_ALONE, fit_counts, fit_encoder, measure_encoder, read_rows
 from modeling_mcm.training.scorer import judge
@@ -107,6 +108,24 @@ def test_a_history_without_events_gets_popularity(model, batch):
         counts = model.scorer.get_tables(index).counts[0]
         assert scores.isfinite().all() and counts[scores[0].argmax()] > 0
         assert scores[:, 2:].min() > scores[:, :2].max()  # every label has a score
+
+
+def test_a_customer_without_events_gets_what_others_begin_with(tmp_path):
+    items = [[0, *(1 + (user + place) % 5 for place in range(5))] for user in range(40)]  # all begin with item 0
+    log = [
+        (user, place, "buy", f"item {item}") for user, bought in enumerate(items) for place, item in enumerate(bought)
+    ]
+    columns = ["user", "place", "kind", "item"]
+    data = prepare_items(tmp_path, log, columns, order="place", cutoffs="leave_one_out", **KINDS)
+    model = make_model(data)
+    fit_counts(model, data)
+    first = data.extractor.vocabularies["item"].index("item 0") + 2
+    again, _ = count_again(model, data.extractor, PreparedData(data.folder, "test"))  # all customers in one fold
+    for each in (model, again):
+        scores = each(**data.extractor([{"events": []}])).logits["item"][0]
+        assert scores.argmax() == first
+    counts = again.scorer.get_tables(model.config.tasks.index("item")).counts[0]
+    assert counts[first] < counts[2:].sum() / 2
 
 
 def test_a_fold_counts_the_other_customers_alone(data):

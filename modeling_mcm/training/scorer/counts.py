@@ -37,6 +37,7 @@ FOLDS = 5
 LAG_WEIGHTS = (1.0, 1 / 2, 1 / 3, 1 / 4, 1 / 5, 1 / 6)  # weight of a transition by its lag in moments
 BACKWARDS, SHRINKAGE = 0.25, 0.4  # weight of a transition's opposite, and exponent on a label's number of occurrences
 EASE_RIDGE, RATES_RIDGE = 6.0, 1.0  # strengths in units of the mean diagonal
+PRIORS = 10.0 ** np.arange(1, 9)  # numbers of labels as which all visits may weigh beside the first ones
 MOST_INVERTED = 2_000  # number of labels whose matrices are inverted, the most frequent ones
 LEAST_VALUES = 100  # of a feature that is an attribute of labels
 CUSTOMERS = 4096  # whose dense matrix of labels is multiplied at a time
@@ -109,6 +110,7 @@ class LabelCounts:
         self.transitions = [count_transitions(sets[chosen], customer[chosen], LAG_WEIGHTS) for chosen in moments]
         period = self.count_parts(visits.day).clip(max=PERIODS - 1) + 1  # (visits,), from 1
         self.counts, self.visits = count_periods(visits, folds[visits.customer], period, size)
+        self.first = predict_first(visits, size)
         self.attributes, self.grams = number_attributes(values, size), list[Tensor]()
         self.made: dict[int | None, LabelTables] = {}
         if size <= MOST_DENSE:
@@ -173,6 +175,7 @@ class LabelCounts:
         tables = LabelTables(self.size, self.no_targets)
         counts, visits = (values[-1] for values in self.read_parts(without))  # (5, V), ()
         tables.counts.copy_(counts)
+        tables.first.copy_(torch.from_numpy(self.first))
         tables.attributes.copy_(torch.from_numpy(self.attributes))
         tables.rarity.copy_(torch.from_numpy(measure_rarity(self.attributes)))
         tables.totals.copy_(torch.tensor([visits, self.gap, float(self.has_times), self.attributes.max(initial=0)]))
@@ -211,6 +214,24 @@ def count_periods(visits: VisitSets, fold: NDArray, period: NDArray, size: int) 
     counts = np.stack(visits.count_occurrences(group, FOLDS * (PERIODS + 1), size)[:4])  # (4, G P, V)
     number = np.bincount(group, minlength=FOLDS * (PERIODS + 1))  # (G P,)
     return counts.astype(np.float32).reshape(4, *shape, size).cumsum(2), number.reshape(shape).cumsum(1)
+
+
+def predict_first(visits: VisitSets, size: int) -> NDArray:
+    """Log shares `(V,)` of labels in the first visits of customers, smoothed towards those in all visits, as strongly
+    as predicts the first visits of each fold from the others best."""
+    customer = visits.customer[visits.visit]  # (rows,)
+    is_first = visits.visit == visits.first_visit[customer]
+    cell = customer % FOLDS * size + visits.label  # folds of its own: the log may be counted in one
+    every, first = (np.bincount(cell[rows], minlength=FOLDS * size).reshape(FOLDS, size) for rows in (..., is_first))
+
+    def smooth(every: NDArray, first: NDArray) -> NDArray:  # each (..., V) -> (priors, ..., V)
+        popular = (every + 0.5) / (every + 0.5).sum(-1, keepdims=True)
+        smoothed = first + PRIORS.reshape(-1, *[1] * first.ndim) * popular
+        return np.log(smoothed / smoothed.sum(-1, keepdims=True))
+
+    total = every.sum(0), first.sum(0)  # (V,)
+    likelihoods = (first * smooth(total[0] - every, total[1] - first)).sum((1, 2))  # (priors,)
+    return smooth(*total)[likelihoods.argmax()]
 
 
 def compute_rates(visits: VisitSets, size: int) -> csr_array:
