@@ -174,7 +174,9 @@ def hide_pairs(weights: Tensors, tasks: Sequence[str], shared: Tensors) -> tuple
         for name in (parts["neighbours"], parts["weights"]):
             changed[name] = weights[name].masked_fill(gone, 0).gather(2, order)
         number += int((gone & (weights[parts["weights"]] != 0)).sum())
-        changed |= {parts[kind]: weights[parts[kind]].masked_fill(few, 0) for kind in ("counts", "first")}
+        changed[parts["counts"]] = weights[parts["counts"]].masked_fill(few, 0)
+        first = weights[parts["first"]]  # (V,), logarithms: hidden labels are as rare as the rarest one shown
+        changed[parts["first"]] = first.masked_fill(few, first[~few].min() if len(first[~few]) else 0)
         rarity = measure_rarity(changed[parts["attributes"]].numpy())  # which told of hidden labels, too
         changed[parts["rarity"]] = torch.from_numpy(rarity).to(weights[parts["rarity"]].dtype)
     return changed, number

@@ -124,7 +124,8 @@ def test_only_pairs_of_enough_customers_are_published(checkpoint, rows, data, ex
         names = [*(f"scorer.tables.{place}.{kind}" for kind in kinds), f"label_values_{place}"]
         old_ids, old, counts, known, _, values = (before[name] for name in names)
         ids, new, left, told, rarity, left_values = (after[name] for name in names)
-        same -= {*names}
+        first, shown_first = (values[f"scorer.tables.{place}.first"] for values in (before, after))
+        same -= {*names, f"scorer.tables.{place}.first"}
         customers = customers_of_pairs(rows, task, old.shape[1])
         is_kept = customers[torch.arange(len(customers))[:, None], old_ids] >= least
         for listed, kept in ((old_ids, ids), (old, new)):
@@ -135,6 +136,8 @@ def test_only_pairs_of_enough_customers_are_published(checkpoint, rows, data, ex
         number += gone.sum().item()
         rare_pairs += (gone & (is_rare[:, None] | is_rare[old_ids])).sum().item()
         assert torch.equal(left, counts.masked_fill(is_rare, 0))
+        assert torch.equal(shown_first[~is_rare], first[~is_rare])
+        assert (shown_first[is_rare] == (first[~is_rare].min() if (~is_rare).any() else 0)).all()
         for shown, whole in ((told, known), (left_values, values)):
             assert torch.equal(shown, whole.masked_fill(is_rare[:, None], 0))
         shared = [(told[:, 0] == value).sum() for value in told[:, 0].clamp(min=1)]  # as if the rare ones were not
