@@ -29,7 +29,7 @@ MONTH, YEAR = 30.436875, 365.2425  # days
 # Length, first and last harmonic, and the least number of days that say something of them: months, seasons and feasts
 WAVES = ((MONTH, 1, 3, 122), (YEAR, 1, 2, 366), (YEAR, 3, 6, 366))
 LEAST_DAYS, MOST_DAYS, LEAST_VISITS, LEVEL_DAYS = 56, 1461, 100, 28  # that are read; of a step of the level
-LEAST_STD = 0.005  # of the effects of a group: smaller ones are none
+LEAST_STD = 0.02  # of the effects of a group: smaller ones are none
 CLOSED, LEAST_OPEN = "closed", 1e-3  # the known name of days without visits, whose effect is not learned
 ITERATIONS = 50
 Known = Mapping[str, Sequence[Sequence[str | float]]]  # by name: first day, last day, value

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import initialization as init
 
-from .calendar_mcm import Calendar, Known, read_day, write_day
+from .calendar_mcm import CLOSED, Calendar, Known, read_day, write_day
 from .configuration_mcm import MCMConfig
 from .state_mcm import Exact, decay_weights, find_events
 
@@ -484,8 +484,8 @@ class CustomerForecasts:
     def check_known(self, known: Known, as_of: float) -> None:
         """Raises [`UnknownDaysError`] if a name of the config is not known on all days of the forecasts of a time."""
         end = math.ceil(as_of + self.days[-1]) - 1
-        for name in self.known:
-            if (until := max(read_day(last) for _, last, _ in known.get(name) or [["", "1970-01-01", 0]])) < end:
+        for name in self.known.keys() - {CLOSED}:  # the shop is open unless it is known not to be
+            if (until := max((read_day(last) for _, last, _ in known.get(name, ())), default=0)) < end:
                 raise UnknownDaysError(name, until, end)
 
     def compute(
