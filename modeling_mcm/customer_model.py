@@ -198,8 +198,8 @@ class CustomerModel:
         with tempfile.TemporaryDirectory() as folder:
             log, scratch, refreshed = (Path(folder, name) for name in ("log", "scratch", "data"))
             scratch.mkdir()
-            known = self._prepare(log, self.reader.schema if self.reader else None)
-            add_events(known, new, refreshed, scratch)
+            base = self._prepare(log, self.reader.schema if self.reader else None)
+            add_events(base, new, refreshed, scratch)
             data = PreparedData(refreshed, END)
             model, extractor = count_again(
                 self.model, self.feature_extractor, data, state=False, known=_read_known(known)
