@@ -126,7 +126,7 @@ class CustomerModel:
             learn (`bool`): With False nothing is fitted to the log: it is counted, and its counts are scored by the
                 network that ships with the package, in seconds.
             known (*optional*): What is known of days beforehand, also of days to come: campaigns, prices, closed days.
-                Forecasts learn its effects. A table as [`~data.known.read_known`] reads it.
+                Forecasts learn its effects. A table as [`~data.read_known`] reads it.
             training: options of `PretrainingArguments`, such as `num_train_epochs=3`.
 
         Raises:

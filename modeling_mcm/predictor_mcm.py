@@ -75,7 +75,7 @@ class Questions:
         horizon_days (`float`, *optional*): 30 ranks what comes within 30 days. Default: in the next visit.
         embedding, forecasts (`bool`): Whether they are asked for.
         days (`Sequence[float]`, *optional*): Horizons of the forecasts. Default: those of the config.
-        known (`dict`, *optional*): What is known of days beside `config.known`, as `data.known` reads it.
+        known (`dict`, *optional*): What is known of days beside `config.known`, as [`~data.read_known`] gives it.
         label (`bool`): Whether the label is asked for that an [`MCMForCustomerPrediction`] was fine-tuned to.
         offers (*optional*): Actions that an [`MCMForActionRecommendation`] scores: dicts with `action_id` and columns
             of the log, or [`EncodedActions`].
