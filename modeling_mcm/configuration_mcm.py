@@ -130,6 +130,11 @@ class MCMConfig(PreTrainedConfig):
     forecast_window (`float`):
         Number of days that the forecaster reads before `as_of`: the length of the training period. 0: there is no
         forecaster. See [`~forecaster_mcm.VisitForecaster`].
+    calendar (`list[int]`):
+        First day, since 1970-01-01, and number of days of the log that the calendar of the forecaster counts. Empty:
+        forecasts know no calendar. See [`~calendar_mcm.Calendar`].
+    known (`dict[str, list[list]]`):
+        What is known of days beforehand: by name rows of the first day, the last day and the value.
     target_features (`list[str]`, *optional*):
         Features of whose values an event of a visit that the forecaster counts must have one. Default: the tasks.
     target_types (`dict[str, list[int]]`, *optional*):
@@ -184,6 +189,8 @@ class MCMConfig(PreTrainedConfig):
     summed_features: list[str] = field(default_factory=list)
     forecast_days: list[float | int] = field(default_factory=lambda: [7.0, 30.0, 90.0])
     forecast_window: float | int = 0.0
+    calendar: list[int] = field(default_factory=list)
+    known: dict[str, list[list[str | float | int]]] = field(default_factory=dict)
     target_features: list[str] = field(default_factory=list)
     target_types: dict[str, list[int]] = field(default_factory=dict)
     augmentation: Literal["random_prefix", "last_prefix", "all_prefixes", "masked_lm"] = "all_prefixes"
@@ -317,5 +324,5 @@ class MCMConfig(PreTrainedConfig):
 
 # Fields that may be edited in config.json: the weights are the same whatever they are.
 RATES = ("hidden_dropout_prob", "attention_probs_dropout_prob", "event_dropout_prob")
-FREE = (*RATES, "counted", "learned", "forecast_days")
+FREE = (*RATES, "counted", "learned", "forecast_days", "known")
 DECIDING = tuple(sorted({*MCMConfig.__annotations__}.difference(FREE)))  # what the weights mean

@@ -28,9 +28,11 @@ import torch
 from transformers import HfArgumentParser
 from transformers.utils import logging
 
+from .calendar_mcm import Known
 from .data import NO_CUTOFFS, EventSchema, PreparedData, read_schema
 from .data.guess_times import warn_of_late_event
 from .data.guessing import READER_FILE, FrameReader
+from .data.known import read_known
 from .data.schema import TextFormat
 from .data.tables import read_numbers, to_frame
 from .events_mcm import EPOCH, SECONDS_PER_DAY, IntArray, Row, Time, check_columns, naming, to_ids, to_text
@@ -107,6 +109,7 @@ class CustomerModel:
         folder: str | Path | None = None,
         seed: int = 42,
         learn: bool = True,
+        known: object = None,
         **training: object,
     ) -> "CustomerModel":
         """Prepares a log and trains a model on it.
@@ -122,6 +125,8 @@ class CustomerModel:
             seed (`int`): Seed of the training.
             learn (`bool`): With False nothing is fitted to the log: it is counted, and its counts are scored by the
                 network that ships with the package, in seconds.
+            known (*optional*): What is known of days beforehand, also of days to come: campaigns, prices, closed days.
+                Forecasts learn its effects. A table as [`~data.read_known`] reads it.
             training: options of `PretrainingArguments`, such as `num_train_epochs=3`.
 
         Raises:
@@ -148,6 +153,10 @@ class CustomerModel:
             table = reader.read(table)
             prepare(table, reader.schema, place / "data")
             given = {"seed": seed, "report_to": "none"} | ({} if learn else {"network": "shipped"})
+            if known is not None:
+                rows = [(name, *row) for name, rows in read_known(known).items() for row in rows]
+                given["known"] = str(place / "known.csv")
+                pd.DataFrame(rows, columns=["name", "from", "to", "value"]).to_csv(given["known"], index=False)
             _pretrain(place, encoder, given | training)
             if folder:
                 table.to_parquet(place / EVENTS_FILE, index=False)
@@ -176,9 +185,10 @@ class CustomerModel:
         if self.reader is not None:
             write_json(Path(folder, READER_FILE), self.reader.to_dict())
 
-    def refresh(self, events: object) -> "CustomerModel":
+    def refresh(self, events: object, known: object = None) -> "CustomerModel":
         """A model that knows new events, too, given as in `fit`: what it counts goes to their end, their customers and
-        labels are known, and what it has learned stays. Raises `ValueError` if there is none."""
+        labels are known, and what it has learned stays. `known` are more rows of that of `fit`. Raises `ValueError` if
+        there are no events."""
         from .data.dataset import END
         from .preparation.refresh import add_events
         from .training.counting import count_again
@@ -188,10 +198,12 @@ class CustomerModel:
         with tempfile.TemporaryDirectory() as folder:
             log, scratch, refreshed = (Path(folder, name) for name in ("log", "scratch", "data"))
             scratch.mkdir()
-            known = self._prepare(log, self.reader.schema if self.reader else None)
-            add_events(known, new, refreshed, scratch)
+            base = self._prepare(log, self.reader.schema if self.reader else None)
+            add_events(base, new, refreshed, scratch)
             data = PreparedData(refreshed, END)
-            model, extractor = count_again(self.model, self.feature_extractor, data, state=False)
+            model, extractor = count_again(
+                self.model, self.feature_extractor, data, state=False, known=_read_known(known)
+            )
         return CustomerModel(model, extractor, pd.concat([self._events, new], ignore_index=True), self.reader)
 
     def __repr__(self) -> str:
@@ -263,7 +275,11 @@ class CustomerModel:
         return pd.DataFrame(columns[EMBEDDING].numpy(), pd.Index(ids, name="customer"), names)
 
     def forecast(
-        self, customers: Iterable | None = None, days: Sequence[float] | None = None, as_of: Time = None
+        self,
+        customers: Iterable | None = None,
+        days: Sequence[float] | None = None,
+        as_of: Time = None,
+        known: object = None,
     ) -> pd.DataFrame:
         """Forecasts, a row for each customer, whose columns are those of [`CustomerForecastPipeline`]: the index is
         the customer.
@@ -272,8 +288,13 @@ class CustomerModel:
             customers (`Iterable`, *optional*): Ids of customers. Default: all.
             days (`Sequence[float]`, *optional*): Horizons, up to twice the training period. Default: those of the
                 config.
+            known (*optional*): More rows of what `fit` got as `known`, such as those of a campaign to come.
+
+        Raises:
+            UnknownDaysError: If what `fit` got is not known of all days until the longest horizon; a `ValueError`.
         """
-        ids, columns, _ = self._ask(customers, as_of, Questions(forecasts=True, days=days))
+        questions = Questions(forecasts=True, days=days, known=_read_known(known))
+        ids, columns, _ = self._ask(customers, as_of, questions)
         return _make_table(ids, columns)
 
     def table(
@@ -572,6 +593,10 @@ def read_reader(folder: str | Path) -> FrameReader | None:
         return None
     with reading(str(folder), READER_FILE):
         return FrameReader.from_dict(read_json(path))
+
+
+def _read_known(known: object) -> Known | None:
+    return None if known is None else read_known(known)
 
 
 def _make_table(ids: Sequence[str], columns: Columns) -> pd.DataFrame:

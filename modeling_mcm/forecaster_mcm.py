@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import initialization as init
 
+from .calendar_mcm import CLOSED, Calendar, Known, read_day, write_day
 from .configuration_mcm import MCMConfig
 from .state_mcm import Exact, decay_weights, find_events
 
@@ -52,6 +53,17 @@ class MissingForecastsError(ValueError):
         super().__init__(
             f"{name or 'The model'} has no trained forecasts: they would be made up. Pre-train a checkpoint with a "
             "customer state (mcm pretrain)."
+        )
+
+
+class UnknownDaysError(MissingForecastsError):
+    """Raised where a checkpoint learned the effect of something that is not known on all days of the horizon."""
+
+    def __init__(self, name: str, until: int, end: int):
+        ValueError.__init__(
+            self,
+            f"{name!r} is known until {write_day(until)}, and forecasts reach until {write_day(end)}: give rows of "
+            "`known` until then, with the value 0 where there is none, or ask for fewer `days`.",
         )
 
 
@@ -274,10 +286,15 @@ class VisitForecaster(Exact):
         num_amounts (`int`): Number of amounts Q.
         deciding (sequence of `int`): Indices of the features whose values make an event a target.
         types (`dict[int, list[int]]`, *optional*): By index of a feature, the ids of which target events have one.
+        calendar (sequence of `int`): Those of [`~calendar_mcm.Calendar`].
     """
 
     def __init__(
-        self, num_amounts: int = 1, deciding: Sequence[int] = (), types: Mapping[int, Sequence[int]] | None = None
+        self,
+        num_amounts: int = 1,
+        deciding: Sequence[int] = (),
+        types: Mapping[int, Sequence[int]] | None = None,
+        calendar: Sequence[int] = (),
     ):
         super().__init__()
         self.deciding, self.types = list(deciding), dict(types or {})
@@ -295,6 +312,7 @@ class VisitForecaster(Exact):
         self.net = nn.Buffer(torch.ones(num_amounts))
         # Visits in the window, and amounts of a visit, that several customers reach
         self.most = nn.Buffer(torch.ones(1 + num_amounts))
+        self.calendar = Calendar(*calendar)
 
     def reset_parameters(self) -> None:
         """Sets the statistics of the shop, and the ranges of inputs, to untrained."""
@@ -326,9 +344,9 @@ class VisitForecaster(Exact):
         is_visit = first < math.inf
         return Visits(torch.where(is_visit, first, 0.0), is_visit, amounts)
 
-    def inputs(self, visits: Visits, as_of: Tensor, days: Sequence[float]) -> Inputs:
+    def inputs(self, visits: Visits, as_of: Tensor, days: Tensor | Sequence[float]) -> Inputs:
         """What the networks read at `as_of`, of shape `(B,)`, in days on the clock of the visits. Later visits are not
-        read."""
+        read. Horizons may be of each customer, `(B, D)`."""
         history = select_visits(visits, as_of.float(), self.window)
         customer = _describe_customers(history, self.mean_rate)
         rate = smooth_rate(history, self.mean_rate)
@@ -337,7 +355,8 @@ class VisitForecaster(Exact):
         customer = torch.where(is_known[:, None], customer, self.visit_network.range.mean[: customer.shape[1]])
         rate = torch.where(is_known, rate, self.mean_rate)[:, None]
         gap = torch.where(history.number > 1, history.mean_gap, 1 / rate[:, 0])[:, None].clamp(min=LEAST_TIME)
-        ratios = (torch.tensor(days, dtype=torch.float32, device=rate.device) / self.window).clamp(max=TRAINED_RATIO)
+        ends = torch.as_tensor(days, dtype=torch.float32, device=rate.device)
+        ratios = (ends / self.window).clamp(max=TRAINED_RATIO)
         base = (rate * ratios).log()
         numbers = torch.broadcast_tensors(base, ratios.log(), ratios, (ratios / gap).log1p())
         shape = *base.shape, -1
@@ -366,9 +385,9 @@ class VisitForecaster(Exact):
         log_mean = log_expected - comes - log_std.square() / 2 + shift
         return AmountDistribution(log_expected, log_mean, log_std, comes)
 
-    def limit_by_silence(self, visits: Visits, as_of: Tensor, days: Sequence[float]) -> tuple[Tensor, Tensor]:
+    def limit_by_silence(self, visits: Visits, as_of: Tensor, days: Tensor) -> tuple[Tensor, Tensor]:
         """What is expected at most of customers who have been silent for long: the number of visits, and the
-        probability of one, both `(B, D)`, infinite where the next visit is not overdue.
+        probability of one, both of the shape of `days`, `(B, D)`, infinite where the next visit is not overdue.
 
         They are the least of what was expected at `OVERDUE`, while the customer's visits were in the window. Later
         they leave it, and the network reads a customer with one old visit: in a small shop whose customers all come
@@ -381,9 +400,9 @@ class VisitForecaster(Exact):
         due = history.longest_gap.maximum(1 / smooth_rate(history, self.mean_rate))
         silences = (due[:, None] * due.new_tensor(OVERDUE)).clamp(max=0.999) * self.window  # (B, S)
         row, place = (silences < (as_of - latest)[:, None]).nonzero(as_tuple=True)
-        limits = due.new_full((2, *silences.shape, len(days)), math.inf)  # (2, B, S, D)
+        limits = due.new_full((2, *silences.shape, days.shape[1]), math.inf)  # (2, B, S, D)
         overdue = Visits(*(value[row] for value in visits))
-        inputs = self.inputs(overdue, latest[row] + silences[row, place], days)
+        inputs = self.inputs(overdue, latest[row] + silences[row, place], days[row])
         distribution = self.distribution(inputs)
         limits[:, row, place] = torch.stack([distribution.expected, -torch.expm1(distribution.log_none)])
         visits_limit, comes_limit = limits.amin(2)
@@ -447,6 +466,7 @@ class CustomerForecasts:
         if days is not None and not self.days:
             raise ValueError("`days` is empty: give numbers of days such as [30, 365], or leave it out.")
         self.quantities = ["visits", "events", *config.summed_features]
+        self.known = config.known
 
     @property
     def are_trained(self) -> bool:
@@ -461,12 +481,24 @@ class CustomerForecasts:
             names.append(f"{CHANCE}_{day:g}d")
         return [*names, DAYS_TO_VISIT, ALIVE] if self.days else []
 
-    def compute(self, visits: Visits, as_of: Tensor) -> dict[str, Tensor]:
+    def check_known(self, known: Known, as_of: float) -> None:
+        """Raises [`UnknownDaysError`] if a name of the config is not known on all days of the forecasts of a time."""
+        end = math.ceil(as_of + self.days[-1]) - 1
+        for name in self.known.keys() - {CLOSED}:  # the shop is open unless it is known not to be
+            if (until := max((read_day(last) for _, last, _ in known.get(name, ())), default=0)) < end:
+                raise UnknownDaysError(name, until, end)
+
+    def compute(
+        self, visits: Visits, as_of: Tensor, as_of_days: Tensor | None = None, known: Known | None = None
+    ) -> dict[str, Tensor]:
         """Computes all forecasts.
 
         Args:
             visits (`Visits`): The customers' visits.
             as_of (`torch.FloatTensor` of shape `(B,)`): Prediction times on the clock of the visits.
+            as_of_days (`torch.DoubleTensor` of shape `(B,)`, *optional*): The same in days since 1970-01-01. Without
+                them the calendar is not read.
+            known (`dict`, *optional*): What is known of days. Default: that of the config.
 
         Returns:
             `dict[str, torch.FloatTensor]`: by `names`, each of shape `(B,)`: for each quantity and horizon, such as
@@ -478,17 +510,31 @@ class CustomerForecasts:
             return {}
         edges, inner = self.horizons()
         times = sorted({*edges, *inner})
-        inputs = self.forecaster.inputs(visits, as_of, times)
+        ends = as_of.new_tensor(times).expand(len(as_of), -1)  # (B, T): of the horizons
+        if as_of_days is not None:
+            known, at = self.known if known is None else known, as_of_days.double()
+            self.check_known(known, float(at.max()))
+            # A visit at `as_of` is no later one, whatever the rounding
+            moments, window = at[:, None] + (visits.times.double() - as_of[:, None]), float(self.forecaster.window)
+            bent, ends, errors = (
+                each.float() for each in self.forecaster.calendar.bend(moments, at, times, window, known)
+            )
+            visits, as_of, variance = visits._replace(times=bent), torch.zeros_like(as_of), errors.square()
+        inputs = self.forecaster.inputs(visits, as_of, ends)
         distribution = self.forecaster.distribution(inputs)
         amounts = self.forecaster.amounts(inputs, distribution)
-        most_visits, most_comes = self.forecaster.limit_by_silence(visits, as_of, times)
+        if as_of_days is not None:  # the calendar's own error
+            size = -torch.logaddexp(-distribution.log_size, (variance + 1e-9).log())
+            distribution = distribution._replace(log_size=size)
+            amounts = amounts._replace(log_std=(amounts.log_std.square() + variance[..., None]).sqrt())
+        most_visits, most_comes = self.forecaster.limit_by_silence(visits, as_of, ends)
         comes = rise((-torch.expm1(distribution.log_none)).minimum(most_comes), times, edges)  # (B, T)
         scales = torch.cat([comes.new_ones(1), self.forecaster.amount_statistics[:, 0] * self.forecaster.net])
         means = torch.cat([distribution.expected[..., None], amounts.log_expected.exp()], -1) * scales  # (B, T, 1 + Q)
         limited = means * (most_visits / distribution.expected).clamp(max=1)[..., None]
         own = select_visits(visits, as_of.float(), self.forecaster.window).find_most()
         most = self.forecaster.most.maximum(own)[:, None]  # (B, 1, 1 + Q)
-        windows = (means.new_tensor(times) / self.forecaster.window).clamp(min=1)[:, None]  # (T, 1)
+        windows = (ends / self.forecaster.window).clamp(min=1)[..., None]  # (B, T, 1)
         number = limited[..., :1].minimum(windows * most[..., :1])  # (B, T, 1)
         expected = rise(torch.cat([number, limited[..., 1:].minimum(number * most[..., 1:])], -1), times, edges)
         expected[..., 1] = expected[..., 1].maximum(expected[..., 0])  # a visit has at least one event
@@ -500,10 +546,10 @@ class CustomerForecasts:
         amounts = AmountDistribution(*(value[:, :end] for value in amounts))
         amounts = amounts._replace(log_mean=amounts.log_mean + moved[:, :end, 1:])
         quantiles = torch.cat([distribution.quantiles()[:, :, None], amounts.quantiles()], 2) * scales[:, None]
-        known = torch.cat([expected[:, :end, :, None], rise(quantiles, times[:end], edges)], -1)  # (B, T, 1 + Q, N)
-        known = interpolate(known, times, self.days)
-        known[:, :, 0, 1:] = known[:, :, 0, 1:].round()  # numbers of visits
-        told = torch.cat([known.flatten(2), interpolate(comes[..., None], times, self.days)], -1)
+        levels = torch.cat([expected[:, :end, :, None], rise(quantiles, times[:end], edges)], -1)  # (B, T, 1 + Q, N)
+        levels = interpolate(levels, times, self.days)
+        levels[:, :, 0, 1:] = levels[:, :, 0, 1:].round()  # numbers of visits
+        told = torch.cat([levels.flatten(2), interpolate(comes[..., None], times, self.days)], -1)
         absent = 1 - comes[:, [times.index(edge) for edge in edges]]
         days_to_visit = median_days(absent, edges).clamp(max=max([*self.usual, *self.days]))
         return dict(zip(self.names(), [*told.flatten(1).unbind(1), days_to_visit, comes[:, -1]], strict=True))

@@ -23,6 +23,7 @@ from transformers.utils import CONFIG_NAME, ModelOutput, TransformersKwargs, aut
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
+from .calendar_mcm import Known
 from .checkpoint_mcm import check_files, check_loaded, check_settings, check_weights, save_together
 from .configuration_mcm import DECIDING, FIRST_LABEL, MCMConfig
 from .embeddings_mcm import HeterogeneousEmbedding, MCMEmbeddings, ValueEmbedding, check_inputs, find_later
@@ -252,7 +253,7 @@ class MCMModel(MCMPreTrainedModel):
         if config.state_size and config.forecast_window:
             deciding = [config.features.index(name) for name in config.target_features or config.tasks]
             types = {config.features.index(name): ids for name, ids in config.target_types.items()}
-            self.forecaster = VisitForecaster(1 + len(config.summed_features), deciding, types)
+            self.forecaster = VisitForecaster(1 + len(config.summed_features), deciding, types, config.calendar)
             self.forecaster.requires_grad_(False)
 
     @property
@@ -276,6 +277,8 @@ class MCMModel(MCMPreTrainedModel):
         event_values: Tensor | None = None,
         as_of: Tensor | None = None,
         forecast_days: Sequence[float] | None = None,
+        as_of_days: Tensor | None = None,
+        known: Known | None = None,
         parts: Collection[str] = PARTS,
         **kwargs: Unpack[TransformersKwargs],
     ) -> MCMModelOutput:
@@ -298,6 +301,10 @@ class MCMModel(MCMPreTrainedModel):
             time of the customer's last event.
         forecast_days (sequence of `float`, *optional*):
             Horizons of the forecasts. Default: those of `config.forecast_days` that this checkpoint can tell.
+        as_of_days (`torch.DoubleTensor` of shape `(batch_size,)`, *optional*):
+            Time of all outputs in days since 1970-01-01. Without it forecasts know no calendar.
+        known (`dict`, *optional*):
+            What is known of days, as `config.known`, which is the default.
         parts (collection of `str`):
             What is computed, of "encoder", "embedding" and "forecasts"; the others take no time, and their outputs
             are None. Default: everything.
@@ -327,7 +334,8 @@ class MCMModel(MCMPreTrainedModel):
         if "embedding" in parts:
             outputs.pooler_output = self.state(self.state.counts(*history, times[:, None]))[:, 0]
         if "forecasts" in parts and self.forecaster is not None and not self.training:
-            outputs.forecasts = self.select_forecasts(forecast_days).compute(self.forecaster.read(*history), times)
+            visits = self.forecaster.read(*history)
+            outputs.forecasts = self.select_forecasts(forecast_days).compute(visits, times, as_of_days, known)
         return outputs
 
     def encode(

@@ -23,9 +23,10 @@ from torch import Tensor, nn
 from transformers.utils import logging
 
 from .action_inputs_mcm import EncodedActions
+from .calendar_mcm import CLOSED, Known, join_known
 from .candidates_mcm import CandidateSet, ChosenLabels, check_number
 from .configuration_mcm import FIRST_LABEL
-from .events_mcm import Row, Time, check_keys, naming, to_number, to_text, to_values
+from .events_mcm import SECONDS_PER_DAY, Row, Time, check_keys, naming, to_number, to_text, to_values
 from .feature_extraction_mcm import MISSING_LABEL, MCMFeatureExtractor
 from .features_mcm import LabelHistory
 from .forecaster_mcm import CHANCE, MissingForecastsError
@@ -74,6 +75,7 @@ class Questions:
         horizon_days (`float`, *optional*): 30 ranks what comes within 30 days. Default: in the next visit.
         embedding, forecasts (`bool`): Whether they are asked for.
         days (`Sequence[float]`, *optional*): Horizons of the forecasts. Default: those of the config.
+        known (`dict`, *optional*): What is known of days beside `config.known`, as [`~data.read_known`] gives it.
         label (`bool`): Whether the label is asked for that an [`MCMForCustomerPrediction`] was fine-tuned to.
         offers (*optional*): Actions that an [`MCMForActionRecommendation`] scores: dicts with `action_id` and columns
             of the log, or [`EncodedActions`].
@@ -89,6 +91,7 @@ class Questions:
     embedding: bool = False
     forecasts: bool = False
     days: Sequence[float] | None = None
+    known: Known | None = None
     label: bool = False
     offers: object = None
 
@@ -109,6 +112,7 @@ class CheckedQuestions(NamedTuple):
     embedding: bool
     forecasts: bool
     days: Sequence[float] | None
+    known: Known | None
     label: bool
     actions: EncodedActions | None
 
@@ -187,8 +191,24 @@ class Predictor:
         candidates = self._check_candidates(tasks, *choice) if tasks else None
         return CheckedQuestions(
             as_of, tasks, asked.k, candidates, asked.horizon_days, asked.embedding, asked.forecasts, asked.days,
-            asked.label, actions,
+            self._check_known(asked), asked.label, actions,
         )  # fmt: skip
+
+    def _check_known(self, asked: Questions) -> Known | None:
+        """What is known of days, with what the config knows."""
+        if asked.known is None:
+            return None
+        own, new = self.model.config.known, asked.known
+        if not asked.forecasts:
+            raise ValueError("`known` is of the days of forecasts: ask for forecasts, or leave it out.")
+        if not self.model.config.calendar:
+            raise ValueError("This checkpoint counts no days, so `known` has no effect: train it anew.")
+        if unknown := sorted(new.keys() - own.keys() - {CLOSED}):
+            raise ValueError(
+                f"`known` names {unknown[0]!r}, whose effect this checkpoint has not learned, but those of {[*own]}: "
+                "give its days of the past to `fit`, `refresh` or `mcm pretrain`."
+            )
+        return join_known(own, new)
 
     def _check_candidates(
         self, tasks: Sequence[str], candidates: object, exclude: object, per_group: tuple[str, int] | str | None
@@ -236,11 +256,24 @@ class Predictor:
             return None
         return {*tasks, config.kind_feature} - {None}
 
+    def _readable(self, rows: Rows) -> Customers:
+        """Customers with the events that the model reads."""
+        customers = Customers.of(rows)
+        features = self.model.config.input_features or ()
+        read = [name for name in features if f"feature_{name}" in customers.columns]
+        return customers.readable(read) if read else customers
+
+    def _as_of_days(self, rows: Rows, as_of: float | None) -> Tensor:
+        """The time of the answers about each customer, in days since 1970-01-01, `(B,)`."""
+        customers = self._readable(rows)
+        seconds = np.full(len(customers), 0.0 if as_of is None else as_of)
+        if as_of is None:
+            np.maximum.at(seconds, customers.row, customers.column("times"))
+        return torch.from_numpy(seconds / SECONDS_PER_DAY)
+
     def inputs(self, rows: Rows, as_of: float | NDArray | None = None) -> Columns:
         """The model inputs of customers at one time, or each at its own."""
-        config, customers = self.model.config, Customers.of(rows)
-        if read := [name for name in config.input_features or () if f"feature_{name}" in customers.columns]:
-            customers = customers.readable(read)
+        config, customers = self.model.config, self._readable(rows)
         times = None if as_of is None else np.broadcast_to(as_of, len(customers))
         mask_next = config.augmentation == "masked_lm"
         inputs = dict(self.extractor.pad(customers, mask_next=mask_next, as_of=times))
@@ -302,6 +335,9 @@ class Predictor:
             outputs = self._count(customers, asked)
         else:
             inputs = self.inputs(customers, asked.as_of)
+            if told_days and self.model.config.calendar:
+                inputs["as_of_days"] = self._as_of_days(customers, asked.as_of)
+                options["known"] = asked.known
             _warn_of_empty(inputs["visit_ids"].amax(1) == 0, asked.as_of)
             outputs = self.run(inputs, self.model if tasks else self.model.base_model, parts=parts, **options)
         columns: Columns = {EMBEDDING: outputs.pooler_output} if asked.embedding else {}

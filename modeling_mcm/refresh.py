@@ -16,6 +16,7 @@ from transformers.utils import logging
 from .data import PreparedData, check_vocabularies
 from .data.dataset import END
 from .data.guessing import READER_FILE
+from .data.known import read_known
 from .files_mcm import read_json, write_json
 from .folders import RunError, atomic_folder, locked
 from .preparation.refresh import add_events
@@ -35,6 +36,7 @@ def refresh(
     data: str | Path | None = None,
     described: dict[str, Any] | None = None,
     memory_limit: str = "1GB",
+    known: str | Path | None = None,
 ) -> dict[str, str | int]:
     """Writes a model with new events in its counts, beside their prepared log.
 
@@ -46,6 +48,7 @@ def refresh(
         described (`dict`, *optional*): Names and digests of the files of `events`, if it is a frame that was read of
             them.
         memory_limit (`str`): Memory that DuckDB may use.
+        known (`str`, *optional*): Table of what is known of days, beside what the model knows; see [`read_known`].
 
     Returns:
         `dict`: what the counts are of, as `MCMConfig.counted`.
@@ -58,16 +61,16 @@ def refresh(
     output, log = Path(output_dir).resolve(), find_log(Path(model)) if data is None else Path(data)
     if output.exists() and any(output.iterdir()):
         raise FileExistsError(f"{output_dir} holds something already: give a new folder.")
-    base = PreparedData(log)
+    base, known_days = PreparedData(log), None if known is None else read_known(known)
     old, extractor = open_checkpoint(find_head(str(model)), str(model))
     check_vocabularies(log, extractor)
     output.parent.mkdir(parents=True, exist_ok=True)
     try:
         with locked(output, wait=False), atomic_folder(output) as (target, scratch):
             add_events(base, events, target / DATA, scratch, memory_limit, described)
-            new, known = count_again(old, extractor, PreparedData(target / DATA, END), state=False)
+            new, counted = count_again(old, extractor, PreparedData(target / DATA, END), state=False, known=known_days)
             new.save_pretrained(target)
-            known.save_pretrained(target)
+            counted.save_pretrained(target)
             write_json(target / LOG_FILE, {"data": DATA})
             if Path(model, READER_FILE).is_file():
                 shutil.copy(Path(model, READER_FILE), target)

@@ -39,6 +39,7 @@ from modeling_mcm.action_mcm import MCMForActionRecommendation
 from modeling_mcm.customer_mcm import MCMForCustomerPrediction
 from modeling_mcm.data import NO_CUTOFFS, EventSchema, PreparedData, check_vocabularies, read_schema
 from modeling_mcm.data.dataset import MANIFEST_FILE
+from modeling_mcm.data.known import read_known
 from modeling_mcm.extras import needs
 from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
 from modeling_mcm.folders import file_digest, lock_output
@@ -83,6 +84,9 @@ class PredictionOptions:
         "Quantities, such as visits amount, whose totals over all customers are printed, with the errors of the same "
         "forecast in the log's past, for --forecast_days, by default 30. All histories are read into memory.",
         [],
+    )
+    known: str | None = option(
+        "Table of more rows of what `mcm pretrain` got as --known, such as those of a campaign to come."
     )
     as_of: str | None = option(
         "Time to score at, such as 2017-11-01: events up to it are read, and embeddings, forecasts and "
@@ -186,9 +190,10 @@ def _prepare_log(options: PredictionOptions, extractor: MCMFeatureExtractor, eng
 def _totals(options: PredictionOptions, model: MCMPreTrainedModel) -> list[str]:
     """A line for each quantity and horizon of --total."""
     lines, data = [], PreparedData(str(options.data))
+    known = None if options.known is None else read_known(options.known)
     for quantity in options.total:
         for days in options.forecast_days or [MONTH]:
-            found = forecast_total(model, data, quantity, days, batch_size=options.batch_size)
+            found = forecast_total(model, data, quantity, days, batch_size=options.batch_size, known=known)
             errors = ", ".join(
                 f"{f'{past.error:+.0%}' if past.actual else 'nothing came'} from {past.as_of:%Y-%m-%d}"
                 for past in found.past
@@ -214,9 +219,9 @@ def _make_job(
     as_of = extractor.read_as_of(options.as_of)
     known = model.base_model.select_forecasts(options.forecast_days or None)
     forecasts = known.names() if options.forecasts and known.are_trained else []
-    if options.forecast_days and not forecasts:
+    if (options.forecast_days or options.known) and not forecasts:
         raise ValueError(
-            "--forecast_days asks for forecasts, and none are written: see --forecasts and the checkpoint."
+            "--forecast_days and --known ask for forecasts, and none are written: see --forecasts and the checkpoint."
         )
     same = "top_k embeddings batch_size rows_per_file candidates exclude per_group horizon_days actions label_columns"
     return ScoringJob(
@@ -227,6 +232,7 @@ def _make_job(
         forecasts=tuple(forecasts),
         forecast_days=tuple(options.forecast_days) or None,
         as_of=None if as_of is None else int(as_of),
+        known=options.known,
         **{name: getattr(options, name) for name in same.split()},
     )
 

@@ -27,6 +27,7 @@ class RefreshOptions:
     events: list[str] = option("New events: .parquet, .csv or .tsv files with the columns of the log.", REQUIRED)
     output_dir: str = option("New folder of the refreshed model.", REQUIRED)
     data: str | None = option("Prepared data set of the model's log. By default what the model's folder names.")
+    known: str | None = option("More rows of the table of `mcm pretrain --known`.")
     memory_limit: str = option(MEMORY_LIMIT, "1GB")
 
 
@@ -36,7 +37,7 @@ def main(options: RefreshOptions) -> None:
     reader, described = read_reader(options.model), describe(options.events)
     events = reader.read(read_frame(options.events, reader.schema)) if reader else options.events
     counted = refresh(
-        options.model, events, options.output_dir, options.data, described, memory_limit=options.memory_limit
+        options.model, events, options.output_dir, options.data, described, options.memory_limit, options.known
     )
     print(
         f"{options.output_dir} counts {counted['events']:,} events of {counted['customers']:,} customers of "

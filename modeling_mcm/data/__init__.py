@@ -8,6 +8,7 @@ This room needs the base install alone. What makes a data set out of an event lo
 from modeling_mcm.schema_mcm import FeatureSpec
 
 from .dataset import PreparedData, PreparedManifest, check_vocabularies, load_prepared
+from .known import read_known
 from .schema import NO_CUTOFFS, EventSchema, read_schema
 
 __all__ = [
@@ -18,5 +19,6 @@ __all__ = [
     "PreparedManifest",
     "check_vocabularies",
     "load_prepared",
+    "read_known",
     "read_schema",
 ]

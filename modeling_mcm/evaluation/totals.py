@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 from transformers.utils import logging
 
+from modeling_mcm.calendar_mcm import Known
 from modeling_mcm.data import PreparedData
 from modeling_mcm.data.cases import find_targets, to_batch
 from modeling_mcm.data.collator import batches_by_length
@@ -57,6 +58,7 @@ def forecast_total(
     days: float = 30,
     customers: Iterable[str] | None = None,
     batch_size: int = 64,
+    known: Known | None = None,
 ) -> GroupTotal:
     """Forecasts what a group of customers will do in the days after a log's end.
 
@@ -67,6 +69,7 @@ def forecast_total(
         days (`float`): horizon.
         customers (`Iterable[str]`, *optional*): Ids of the group. Default: all customers.
         batch_size (`int`): Number of customers in one batch of the model.
+        known (`dict`, *optional*): More of what is known of days; see [`Questions`].
 
     Returns:
         [`GroupTotal`]: the total, and `past`, latest first: the same forecast from times `days` apart, of customers
@@ -95,7 +98,7 @@ def forecast_total(
             f"The log has no event in {missing} weeks: forecasts read them as weeks without visits, and the errors of "
             "the past may be too small or too large."
         )
-    return total_of_rows(model, data.extractor, rows, cutoff, int(times.max()), quantity, days, batch_size)
+    return total_of_rows(model, data.extractor, rows, cutoff, int(times.max()), quantity, days, batch_size, known)
 
 
 def total_of_rows(
@@ -107,6 +110,7 @@ def total_of_rows(
     quantity: str = "visits",
     days: float = 30,
     batch_size: int = 64,
+    known: Known | None = None,
 ) -> GroupTotal:
     """Forecasts the total of the customers of some rows, of a prepared data set or of `MCMFeatureExtractor.encode`.
     `cutoff` is the validation cutoff, and `end` the end of the log, in seconds since 1970-01-01. The result, its
@@ -128,9 +132,10 @@ def total_of_rows(
 
     def expect(as_of: int) -> float:
         """Sum of the forecast at a time over the customers with an event until then."""
-        known, total = np.flatnonzero(first <= as_of), 0.0
-        for chosen in batches_by_length(batch.lengths[known], batch_size):
-            columns = predictor.ask(batch.take(known[chosen]), Questions(as_of, forecasts=True, days=[days]))
+        there, total = np.flatnonzero(first <= as_of), 0.0
+        asked = predictor.check(Questions(as_of, forecasts=True, days=[days], known=known))
+        for chosen in batches_by_length(batch.lengths[there], batch_size):
+            columns = predictor.ask(batch.take(there[chosen]), asked)
             total += float(columns[f"{quantity}_{days:g}d"].double().sum())
         return total
 

@@ -28,6 +28,7 @@ from modeling_mcm.configuration_mcm import FIRST_LABEL
 from modeling_mcm.data.cases import CUTOFFS, to_batch
 from modeling_mcm.data.collator import batches_by_length, map_on_cores, unit_counts
 from modeling_mcm.data.dataset import END, IDENTITY_FILE, PreparedData, cut_columns
+from modeling_mcm.data.known import read_known
 from modeling_mcm.data.offers import load_actions
 from modeling_mcm.data.tables import read_table_file
 from modeling_mcm.events_mcm import check_columns, to_ids
@@ -81,6 +82,7 @@ class ScoringJob:
         actions (`str`, *optional*): File of the table of actions that an [`MCMForActionRecommendation`] scores.
         label_columns (`str`, *optional*): File of a table of `customer_id` and the further columns that an
             [`MCMForCustomerPrediction`] was fine-tuned with.
+        known (`str`, *optional*): File of a table of days, as [`read_known`] reads it.
 
     Raises:
         ValueError: If two columns of the files would have the same name.
@@ -103,6 +105,7 @@ class ScoringJob:
     forecast_days: tuple[float, ...] | None = None
     actions: str | None = None
     label_columns: str | None = None
+    known: str | None = None
 
     def __post_init__(self) -> None:
         columns = [CUSTOMER, EMBEDDING, *self.tasks, *self.forecasts]
@@ -171,7 +174,7 @@ def check_folder(folder: Path) -> None:
 
 def digest_tables(job: ScoringJob) -> list[str]:
     """Digests of the tables of a job. Raises `FileNotFoundError` if there is no such file."""
-    tables = (job.candidates, job.exclude, job.actions, job.label_columns)
+    tables = (job.candidates, job.exclude, job.actions, job.label_columns, job.known)
     return [file_digest(name) for name in tables if name is not None and name != SEEN]
 
 
@@ -240,6 +243,7 @@ class BatchScorer:
             embedding=job.embeddings,
             forecasts=bool(job.forecasts),
             days=job.forecast_days,
+            known=None if job.known is None else read_known(job.known),
         )
 
     def write(self, path: Path, indices: range) -> None:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from transformers.utils import logging
 
+from modeling_mcm.calendar_mcm import Known, join_known
 from modeling_mcm.configuration_mcm import FIRST_LABEL, MCMConfig
 from modeling_mcm.data import PreparedData
 from modeling_mcm.data.cases import load_columns
@@ -60,6 +61,7 @@ def count_again(
     state: bool = True,
     forecasts: bool | None = None,
     seed: int = 0,
+    known: Known | None = None,
 ) -> tuple[Any, MCMFeatureExtractor]:
     """Makes a model with the learned weights of another, and the counts of a log as it was known at a time.
 
@@ -70,6 +72,7 @@ def count_again(
         state (`bool`): Whether the state is counted, too. A head reads the one that it was fitted to.
         forecasts (`bool`, *optional*): Whether there are forecasts. Default: if the model has them.
         seed (`int`): Of the sample of customers whose state is counted.
+        known (`dict`, *optional*): What is known of days, beside what the model knows.
 
     Returns:
         `tuple`: the model, and the feature extractor with the values that were known then.
@@ -77,10 +80,11 @@ def count_again(
     counted = copy.copy(data.extractor)
     counted.max_events = extractor.max_events
     config = copy.deepcopy(model.config)
+    config.known = join_known(config.known, known or {})
     config.learned_sizes = [*map(min, config.learned_sizes or config.vocabulary_sizes, counted.vocabulary_sizes)]
     config.vocabulary_sizes, config.values_digest = counted.vocabulary_sizes, counted.values_digest
     is_same = counted.values_digest == extractor.values_digest
-    if is_same and model.config.counted == describe_counts(data):
+    if is_same and not known and model.config.counted == describe_counts(data):
         return model, extractor
     result = type(model)(config).to(model.device).eval()
     copy_weights(model, result)

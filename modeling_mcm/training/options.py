@@ -50,6 +50,10 @@ class ModelOptions:
     max_events: int | None = option(
         "Largest number of events that are read of a history, the start row included. By default the event schema's."
     )
+    known: str | None = option(
+        "Table of what is known of days beforehand, past ones and those to come, whose effects forecasts learn: "
+        ".parquet or .csv with from and to, or date; name, such as campaign or closed; value, by default 1."
+    )
     ema_decay: float | None = option(
         "Decay of an exponential moving average of the weights. The average is evaluated and saved in the place of "
         "the weights. With --recipe none there is none."

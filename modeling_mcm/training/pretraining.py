@@ -25,6 +25,7 @@ from modeling_mcm.data import PreparedData
 from modeling_mcm.data.cases import CUTOFFS, load_columns
 from modeling_mcm.data.collator import MCMCollator, PreparedRows, unit_counts
 from modeling_mcm.data.dataset import END, MANIFEST_FILE
+from modeling_mcm.data.known import read_known
 from modeling_mcm.evaluation.cases import cases_at, tasks_without_repeats
 from modeling_mcm.evaluation.comparison import baseline_warnings, compare_with_counting, mean_values, read_cases
 from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
@@ -129,6 +130,7 @@ def read_config(options: ModelOptions, extractor: MCMFeatureExtractor, recipe: R
         values["max_position_embeddings"] = extractor.max_events  # as many as events are read
     if values.get("state_size", MCMConfig.state_size):
         values |= {"state_features": None, "summed_features": extractor.summed_features}
+    values |= {} if options.known is None else {"known": read_known(options.known)}
     config = MCMConfig(**(values | overrides))
     if config.state_features is None:  # what it counts by default, but for the profile, which is no event
         config.state_features = [name for name in config.counted_features.few if name not in extractor.layout.profile]

@@ -32,5 +32,7 @@ def fill_forecaster(model):
     load_weights(forecaster)
     forecaster.window.fill_(model.config.forecast_window)
     forecaster.most.fill_(1000.0)
+    forecaster.calendar.counts.copy_(torch.tensor([20.0, 100.0]))
+    forecaster.calendar.counts[::7, 0] = 60.0
     forecaster.statistics.copy_(forecaster.visit_network.range.mean[-len(forecaster.statistics) :])
     return model

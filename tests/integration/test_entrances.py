@@ -54,6 +54,8 @@ from modeling_mcm.refresh import refresh
 from modeling_mcm.training.counting import describe_counts
 
 AS_OF, K = "2017-12-31", 4
+# Of 100 days until AS_OF a busy one each week, and a closed week to come
+CALENDAR = {"calendar": [17431, 100], "known": {"closed": [["2018-01-03", "2018-01-09", 1.0]]}}
 FOURTH = "the fourth label"  # of the vocabulary, whatever it is
 TEXT = "%Y-%m-%dT%H:%M:%S.%f"
 
@@ -156,7 +158,8 @@ def shop(request, tmp_path_factory):
     if kind == "readable events":
         config["input_features"] = ["items"]
     if extractor.time:
-        config |= STATE | {"state_features": [name for name in STATE["state_features"] if name in config["features"]]}
+        config |= CALENDAR | STATE
+        config |= {"state_features": [name for name in STATE["state_features"] if name in config["features"]]}
     torch.manual_seed(0)
     model = fill_scorer(perturb(MCMForMultiTaskRecommendation(MCMConfig(**config)).eval()))
     model.scorer.chance.copy_(torch.tensor([0.5, 0.9, -0.2]))
@@ -223,7 +226,9 @@ def ask_by_hand(shop, question, as_of=AS_OF, with_profile=True, inputs=None):
             answers[name] = dict(zip(model.config.id2label.values(), chances, strict=True))
             continue
         days = question.get("days", []) + [30.0] * bool(question.get("horizon_days"))
-        output = model(**batch, horizon_days=question.get("horizon_days"), forecast_days=days or None)
+        time = torch.tensor([pd.Timestamp(as_of).timestamp() / 86400], dtype=torch.float64)
+        calendar = {} if extractor.order else {"as_of_days": time}
+        output = model(**batch, horizon_days=question.get("horizon_days"), forecast_days=days or None, **calendar)
         if "embedding" in question:
             answers[name] = {str(place): value for place, value in enumerate(output.pooler_output[0].tolist())}
         elif "forecasts" in question:

@@ -3,6 +3,7 @@
 """Describes the shop of a log to the forecaster: what the training period's visits say, and nothing after it."""
 
 import copy
+import math
 from typing import cast
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers.utils import logging
 
+from modeling_mcm.calendar_mcm import MOST_DAYS, Calendar
 from modeling_mcm.data.cases import deciding_tasks
 from modeling_mcm.data.collator import PreparedRows
 from modeling_mcm.events_mcm import SECONDS_PER_DAY
@@ -40,6 +42,7 @@ def describe_shop(model: MCMModel, extractor: MCMFeatureExtractor, rows: Prepare
     config.target_features = deciding_tasks(config.tasks, token)
     config.target_types = {token: sorted(extractor.layout.targets)}
     config.forecast_window = 1.0  # so that there is a forecaster, which reads visits; its length follows
+    config.calendar = []
     model.make_forecaster()
     forecaster = cast(VisitForecaster, model.forecaster)
     chosen = np.sort(np.random.default_rng(0).permutation(len(rows))[:SHOP_CUSTOMERS])
@@ -67,8 +70,11 @@ def describe_shop(model: MCMModel, extractor: MCMFeatureExtractor, rows: Prepare
         logger.warning(f"There are no forecasts, because {reason}.")
         return
     load_weights(forecaster)
-    visits = visits._replace(times=(visits.times - end).float())
-    set_shop(forecaster, visits, torch.zeros(len(chosen)), window)
+    calendar = forecaster.calendar = count_days(visits, end - window, end)
+    config.calendar = [calendar.first, len(calendar.counts)]
+    now = torch.full((len(chosen),), end, dtype=torch.float64)
+    moved = calendar.bend(visits.times, now, [1.0], window, config.known)[0]
+    set_shop(forecaster, visits._replace(times=moved.float()), torch.zeros(len(chosen)), window)
     forecaster.to(model.device)  # it was made, and reads visits, on the CPU
     config.forecast_window, requested = window, sorted(config.forecast_days)
     config.forecast_days = model.customer_forecasts.days
@@ -77,3 +83,16 @@ def describe_shop(model: MCMModel, extractor: MCMFeatureExtractor, rows: Prepare
             f"There are no forecasts for {', '.join(missed)} days: the longest horizon is {LONGEST_RATIO:g} times the "
             f"training period of {window:.1f} days. Choose a later validation cutoff."
         )
+
+
+def count_days(visits: Visits, start: float, end: float) -> Calendar:
+    """Counts the whole days of a shop between two times, at most the last `MOST_DAYS`; all times are in days since
+    1970-01-01."""
+    days = torch.where(visits.is_visit, visits.times, math.inf).floor()  # (B, P)
+    first, last = days.amin(1), math.floor(end)
+    start = max(math.floor(start), last - MOST_DAYS)
+    comes_back = days[(days > first[:, None]) & (days >= start) & (days < last)]
+    calendar = Calendar(start, max(last - start, 0))
+    calendar.counts[:, 0] = torch.bincount((comes_back - start).long(), minlength=len(calendar.counts))
+    calendar.counts[:, 1] = torch.searchsorted(first.sort().values, torch.arange(start, last, dtype=first.dtype))
+    return calendar

@@ -1,0 +1,101 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""A table of campaigns through `fit`, `refresh`, `forecast` and the commands."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from in_process import call
+from planted_shop import START, day, make_shop
+
+from modeling_mcm import CustomerModel
+from modeling_mcm.data import PreparedData
+from modeling_mcm.data.known import read_known
+from modeling_mcm.forecaster_mcm import UnknownDaysError
+from modeling_mcm.refresh import refresh
+from modeling_mcm.scoring import forecast_total
+
+PAST, NEXT, CUT, DAYS = (40, 90, 140), 205, 200, 14
+KNOWN = pd.DataFrame([{"from": day(each), "to": day(each + 9), "name": "campaign"} for each in PAST])
+MORE = pd.DataFrame([{"from": day(NEXT), "to": day(NEXT + 9), "name": "campaign", "value": 1.0}])
+
+
+@pytest.fixture(scope="module")
+def log():
+    effects = np.ones(CUT + DAYS)
+    for each in (*PAST, NEXT):
+        effects[each : each + 10] = 2.5
+    return make_shop(effects, customers=300)
+
+
+@pytest.fixture(scope="module")
+def shop(log, tmp_path_factory):
+    """The folder of `fit`, which has `known`, and the model."""
+    folder = tmp_path_factory.mktemp("shop") / "fit"
+    past = log[log["time"] < START + pd.Timedelta(days=CUT)]
+    schema = {"customer": "customer", "time": "time", "amount": "price"}
+    return folder, CustomerModel.fit(past, schema, folder=folder, learn=False, known=KNOWN, disable_tqdm=True)
+
+
+def test_a_campaign_to_come_is_expected_and_an_unknown_one_refused(shop, log):
+    folder, model = shop
+    end = pd.Timestamp(model.as_of)
+    with pytest.raises(UnknownDaysError, match=f"'campaign' is known until {day(149)}"):
+        model.forecast(days=[DAYS])
+    with pytest.raises(ValueError, match=r"'party'.*not learned.*\['campaign'\]"):
+        model.forecast(days=[DAYS], known=MORE.assign(name="party"))
+    known = pd.concat([MORE, MORE.assign(to=day(NEXT + 30), value=0.0, **{"from": day(NEXT + 10)})])
+    quiet = known.assign(value=0.0)
+    told, untold = (model.forecast(days=[DAYS], known=each) for each in (known, quiet))
+    coming = log[(log["time"] > end) & (log["time"] <= end + pd.Timedelta(days=DAYS))]
+    came = coming["customer"].isin(model.customers).sum()
+    total = f"visits_{DAYS}d"
+    assert untold[total].sum() < 0.7 * came < 0.9 * came < told[total].sum() < 1.1 * came
+    assert (told[f"price_{DAYS}d"] > 1.2 * untold[f"price_{DAYS}d"]).all()
+    again = CustomerModel.load(folder / "run", folder / "events.parquet").forecast(days=[DAYS], known=known)
+    pd.testing.assert_frame_equal(again, told)
+    found = forecast_total(model.model, PreparedData(folder / "data"), "visits", DAYS, known=read_known(known))
+    assert found.expected == pytest.approx(told[total].sum(), rel=1e-4)
+
+
+def test_commands_give_the_same(shop, tmp_path, capsys):
+    folder, model = shop
+    known = MORE.assign(to=day(NEXT + 30))
+    known.to_csv(tmp_path / "known.csv", index=False)
+    options = ["--model", folder / "run", "--data", folder / "data", "--forecast_days", DAYS]
+    with pytest.raises(SystemExit, match="'campaign' is known until"):
+        call("run_predict", *options, "--output_dir", tmp_path / "none")
+    call(
+        "run_predict",
+        *options,
+        "--known",
+        tmp_path / "known.csv",
+        "--output_dir",
+        tmp_path / "out",
+        "--total",
+        "visits",
+    )
+    found = pd.read_parquet(tmp_path / "out").set_index("customer_id")[f"visits_{DAYS}d"]
+    wanted = model.forecast(days=[DAYS], known=known)[f"visits_{DAYS}d"]
+    np.testing.assert_allclose(found, wanted[found.index], rtol=1e-4)
+    assert f"{wanted.sum():,.0f}; errors" in capsys.readouterr().out
+
+
+def test_a_refreshed_model_knows_the_new_rows(shop, log, tmp_path):
+    folder, model = shop
+    new = log[log["time"] >= START + pd.Timedelta(days=CUT)]
+    new.to_parquet(tmp_path / "new.parquet")
+    known = MORE.assign(to=day(NEXT + 60))
+    known.to_csv(tmp_path / "known.csv", index=False)
+    refreshed = model.refresh(new, known)
+    refresh(folder / "run", str(tmp_path / "new.parquet"), tmp_path / "fresh", known=tmp_path / "known.csv")
+    rows = json.loads((tmp_path / "fresh" / "config.json").read_text())["known"]["campaign"]
+    assert (
+        rows
+        == refreshed.model.config.known["campaign"]
+        == read_known(pd.concat([KNOWN.assign(value=1), known]))["campaign"]
+    )
+    assert sum(refreshed.model.config.calendar) == sum(model.model.config.calendar) + DAYS
+    assert (refreshed.forecast(days=[7])["visits_7d"] > 0).all()
