@@ -197,6 +197,9 @@ class CustomerModel:
     def __repr__(self) -> str:
         return f"{type(self).__name__} of {len(self.customers):,} customers\n{self.model.describe()}"
 
+    def __sklearn_clone__(self) -> "CustomerModel":  # a parameter of estimators, and not to be copied
+        return self
+
     @property
     def customers(self) -> list[str]:
         """`list[str]`: ids of the customers, as text."""
