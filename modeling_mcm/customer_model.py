@@ -179,20 +179,34 @@ class CustomerModel:
     def refresh(self, events: object) -> "CustomerModel":
         """A model that knows new events, too, given as in `fit`: what it counts goes to their end, their customers and
         labels are known, and what it has learned stays. Raises `ValueError` if there is none."""
+        from .training.counting import count_again
+
+        with tempfile.TemporaryDirectory() as folder:
+            data, new = self._add(events, folder)
+            model, extractor = count_again(self.model, self.feature_extractor, data, state=False)
+        return CustomerModel(model, extractor, pd.concat([self._events, new], ignore_index=True), self.reader)
+
+    def watch(self, events: object) -> pd.DataFrame:
+        """Compares the days after the model's events with those before, see [`~watch.watch`]: a row for each day and
+        check, and whether it is an alarm. `events` are those of whole new days, given as in `fit`."""
+        from .watch import watch
+
+        if (since := self._seconds(None)) is None:
+            raise ValueError("The log has no times, so there is no day to watch.")
+        with tempfile.TemporaryDirectory() as folder:
+            return watch(self.model, self.feature_extractor, self._add(events, folder)[0], int(since))
+
+    def _add(self, events: object, folder: str) -> tuple[PreparedData, pd.DataFrame]:
+        """The log with new events as a prepared data set, and these as they were read."""
         from .data.dataset import END
         from .preparation.refresh import add_events
-        from .training.counting import count_again
 
         new = read_frame(events, self.reader.schema if self.reader else None)
         new = self.reader.read(new) if self.reader else new
-        with tempfile.TemporaryDirectory() as folder:
-            log, scratch, refreshed = (Path(folder, name) for name in ("log", "scratch", "data"))
-            scratch.mkdir()
-            known = self._prepare(log, self.reader.schema if self.reader else None)
-            add_events(known, new, refreshed, scratch)
-            data = PreparedData(refreshed, END)
-            model, extractor = count_again(self.model, self.feature_extractor, data, state=False)
-        return CustomerModel(model, extractor, pd.concat([self._events, new], ignore_index=True), self.reader)
+        log, scratch, refreshed = (Path(folder, name) for name in ("log", "scratch", "data"))
+        scratch.mkdir()
+        add_events(self._prepare(log, self.reader.schema if self.reader else None), new, refreshed, scratch)
+        return PreparedData(refreshed, END), new
 
     def __repr__(self) -> str:
         return f"{type(self).__name__} of {len(self.customers):,} customers\n{self.model.describe()}"
