@@ -187,9 +187,9 @@ class CustomerModel:
         return CustomerModel(model, extractor, pd.concat([self._events, new], ignore_index=True), self.reader)
 
     def watch(self, events: object) -> pd.DataFrame:
-        """Compares the days after the model's events with those before, see [`~watch.watch`]: a row for each day and
-        check, and whether it is an alarm. `events` are those of whole new days, given as in `fit`."""
-        from .watch import watch
+        """Compares new days with those before and with what the model said of them, see [`~evaluation.watch.watch`]: a
+        row for each day and check, and whether it is an alarm. `events` are of whole days, given as in `fit`."""
+        from .evaluation.watch import watch
 
         if (since := self._seconds(None)) is None:
             raise ValueError("The log has no times, so there is no day to watch.")

@@ -11,6 +11,7 @@ Shapes: D days, V counts of a check (labels, bins), B customers, E events.
 """
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,19 +19,20 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.stats import t
 
-from .configuration_mcm import FIRST_VALUE_ID, MISSING_ID, UNKNOWN_ID
-from .data import PreparedData
-from .data.cases import find_targets, to_batch
-from .events_mcm import EPOCH, SECONDS_PER_DAY, run_starts
-from .feature_extraction_mcm import MCMFeatureExtractor
-from .forecaster_mcm import CHANCE
-from .inputs_mcm import Customers
-from .predictor_mcm import CHANCES, RANKING, Predictor, Questions
+from modeling_mcm.configuration_mcm import FIRST_VALUE_ID, MISSING_ID, MOST_IDS, UNKNOWN_ID
+from modeling_mcm.data import PreparedData
+from modeling_mcm.data.cases import find_targets, to_batch
+from modeling_mcm.events_mcm import SECONDS_PER_DAY, run_starts
+from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
+from modeling_mcm.forecaster_mcm import CHANCE
+from modeling_mcm.inputs_mcm import Customers
+from modeling_mcm.predictor_mcm import CHANCES, RANKING, Predictor, Questions
 
 ALPHA = 0.005  # probability of a false alarm on a day
 WEEKS, DAYS = 4, 28  # what is usual is of the same weekdays, or of these days; and how usual it is
 SPANS = (1, 3)  # days that are judged together
 FEWEST = 14  # days that say how far from the expected a day usually is
+OFTEN, RARELY = 0.9, 0.02  # what is exceeded on more than a tenth of the days, and should be on fewer, is no news
 LEAST_CHANGE = 0.1  # of what is expected, which is worth an alarm
 MANY = 1e12  # trials, where a number has no upper end
 SAMPLE, TOP_K, AT_ONCE = 1000, 10, 256
@@ -59,8 +61,9 @@ def watch(model: Any, extractor: MCMFeatureExtractor, data: PreparedData, since:
             must be whole.
 
     Returns:
-        `pd.DataFrame`: a row for each day and check, with what was the least likely: `day`, `check`, `of`, `observed`
-        and `expected`, `trials`, `p`, the probability of a difference so large, and `alarm`.
+        `pd.DataFrame`: a row for each day and check, with what was the least likely: `day`; `days` that end with it
+        and are counted together; `check`; `of`, the label, value or bin; `observed` and `expected`, of `trials`;
+        `p`, the probability of a difference so large; and `alarm`.
 
     Raises:
         ValueError: If there is no new day, or less than six weeks before.
@@ -76,8 +79,8 @@ def watch(model: Any, extractor: MCMFeatureExtractor, data: PreparedData, since:
     start = max(int(days.min()), last - 2 * DAYS)
     if end == last or last - start < DAYS + FEWEST:
         raise ValueError(
-            f"The log has {end - last} whole days after {EPOCH + pd.Timedelta(seconds=since)} and {last - start} until "
-            f"then, expected 1 and {DAYS + FEWEST} or more: give the events of later days."
+            f"Found {end - last} days after those of the model, and {last - start} before; expected 1 and "
+            f"{DAYS + FEWEST} or more: give the events of later days."
         )
     log = _Log(rows, extractor, days - start, end - start, start)
     first_day = max(last - start - DAYS - INTERVAL, 0)
@@ -112,20 +115,18 @@ class _Log:
         day = self.days[real]
         events = np.bincount(day, minlength=self.number)
         customers = self._customers(real, np.zeros(len(real), int), 1)
-        yield Check("count", ["events", "customers"], counts := np.column_stack([events, customers[:, 0]]), np.full_like(counts, MANY, float))
+        totals = np.column_stack([events, customers])
+        yield Check("count", ["events", "customers"], totals, np.full(totals.shape, MANY))
         for name in (spec.name for spec in self.extractor.schema.features if spec.columns):
-            values = self.extractor.vocabularies.get(name) or range(layout.sizes[name] - FIRST_VALUE_ID)
-            ids = rows.column(f"feature_{name}")
-            missing = np.bincount(day[ids[real] == MISSING_ID], minlength=self.number)
-            yield Check("missing", [name], missing[:, None], events[:, None])
-            first = np.full(int(ids.max()) + 1, self.number)
+            size, ids = layout.sizes[name], rows.column(f"feature_{name}")
+            first = np.full(size, self.number)
             np.minimum.at(first, ids, self.days)
-            is_new = (ids[real] == UNKNOWN_ID) | (first[ids[real]] == day) & (ids[real] != MISSING_ID)
-            new = self._customers(real[is_new], np.zeros(is_new.sum(), int), 1)
-            yield Check("unknown", [name], new, customers)
-            known = real[ids[real] > UNKNOWN_ID]
-            counts = self._customers(known, ids[known] - FIRST_VALUE_ID, len(values))
-            yield Check("label", [f"{name}: {value}" for value in values], counts, customers)
+            ids = ids[real]
+            ids = np.where((first[ids] == day) & (ids != MISSING_ID), UNKNOWN_ID, ids)  # so it was before the day
+            counts = self._customers(real, ids, size)
+            labels = self.extractor.vocabularies.get(name) or range(size - FIRST_VALUE_ID)
+            yield Check("value", [f"{name}: missing", f"{name}: unknown"], counts[:, :FIRST_VALUE_ID], customers)
+            yield Check("label", [f"{name}: {label}" for label in labels], counts[:, FIRST_VALUE_ID:], customers)
 
     def _customers(self, events: NDArray, ids: NDArray, size: int) -> NDArray:
         """Numbers of customers by day and id, `(D, size)`."""
@@ -137,8 +138,9 @@ class _Log:
         """Asks the model before each day from `first_day` on, and counts what came of it."""
         tasks = predictor.model.config.tasks if predictor.head == RANKING else []
         sample = np.random.default_rng(0).permutation(len(self.rows))[:SAMPLE]
-        first, size = self.days[self.rows.starts], len(EDGES) + 1
-        told, came, chances = np.zeros((3, self.number, size))
+        first, is_target = self.days[self.rows.starts], np.flatnonzero(self.is_target)
+        ranges = [f"{low:g} to {high:g}" for low, high in pairwise([0.0, *EDGES, 1.0])] + ["all"]
+        told, came, chances = np.zeros((3, self.number, len(ranges)))
         asked, missed = np.zeros((2, self.number, 1))
         listed, hits, hit_chances = np.zeros((3, self.number, len(tasks)))
         for day in range(first_day, self.number):
@@ -146,28 +148,28 @@ class _Log:
             if predictor.tells_who_comes and len(known):
                 forecast = self._ask(predictor, known, day, forecasts=True, days=[WITHIN, INTERVAL])
                 chance = forecast[f"{CHANCE}_{WITHIN}d"]
-                bins = np.searchsorted(EDGES, chance)
-                told[day], chances[day] = np.bincount(bins, minlength=size), np.bincount(bins, chance, size)
-                came[day] = np.bincount(bins, self.visits[day, known] > 0, size)
+                is_in = np.searchsorted(EDGES, chance)[:, None] == np.arange(len(ranges))  # (B, V)
+                is_in[:, -1] = True
+                told[day], chances[day], came[day] = (
+                    is_in.sum(0),
+                    chance @ is_in,
+                    (self.visits[day, known] > 0) @ is_in,
+                )
                 if (last := day + INTERVAL - 1) < self.number:
                     number = self.visits[day : last + 1, known].sum(0)
                     low, high = (forecast[f"visits_{INTERVAL}d_{end}80"] for end in ("low", "high"))
                     asked[last], missed[last] = len(known), ((number < low) | (number > high)).sum()
             guests = known[self.visits[day, known] > 0]
-            if tasks and len(guests):
-                answers = self._ask(predictor, guests, day, tasks=tasks, k=TOP_K)
-                for index, task in enumerate(tasks):
-                    labels, chance = answers[task], answers.get(task + CHANCES)  # (B, k)
-                    if chance is not None:
-                        is_listed = labels > 0
-                        listed[day, index], hit_chances[day, index] = is_listed.sum(), chance[is_listed].sum()
-                        hits[day, index] = (self._had(task, day, guests, labels) & is_listed).sum()
-        bounds = [0.0, *EDGES, 1.0]
-        ranges = [f"{low:g} to {high:g}" for low, high in zip(bounds, bounds[1:], strict=False)]
-        everybody = told.sum(1, keepdims=True)
-        yield Check("chances of a visit", ranges, told, np.broadcast_to(everybody, told.shape))
-        came, told, chances = (np.column_stack([each, each.sum(1)]) for each in (came, told, chances))
-        yield Check("who came, by chance", [*ranges, "all"], came, told, chances)
+            answers = self._ask(predictor, guests, day, tasks=tasks, k=TOP_K) if tasks and len(guests) else {}
+            events = is_target[self.days[is_target] == day]
+            for index, task in enumerate(task for task in tasks if task + CHANCES in answers):
+                labels = answers[task]  # (B, k), 0 where there are fewer
+                had = self.rows.row[events] * MOST_IDS + self.rows.column(f"task_{task}")[events]
+                came_true = np.isin(guests[:, None] * MOST_IDS + labels, had) & (labels > 0)
+                listed[day, index], hits[day, index] = (labels > 0).sum(), came_true.sum()
+                hit_chances[day, index] = answers[task + CHANCES][labels > 0].sum()
+        yield Check("chances of a visit", ranges, told, told[:, -1:])
+        yield Check("who came, by chance", ranges, came, told, chances)
         yield Check("outside of an interval", [f"visits_{INTERVAL}d"], missed, asked)
         for index, task in enumerate(tasks):
             values = (each[:, index : index + 1] for each in (hits, listed, hit_chances))
@@ -181,13 +183,6 @@ class _Log:
             batch = self.rows.take(chosen).before([as_of] * len(chosen), self.extractor.layout)
             parts.append(predictor.ask(batch, asked))
         return {name: np.concatenate([part[name].numpy() for part in parts]) for name in parts[0]}
-
-    def _had(self, task: str, day: int, customers: NDArray, labels: NDArray) -> NDArray:
-        """Whether customers had labels `(B, k)` on a day."""
-        size = self.extractor.layout.sizes[task]
-        events = np.flatnonzero((self.days == day) & self.is_target)
-        had = self.rows.row[events] * size + self.rows.column(f"task_{task}")[events]
-        return np.isin(customers[:, None] * size + labels, had)
 
 
 def _judge(check: Check, first_new: int) -> pd.DataFrame:
@@ -209,16 +204,20 @@ def _judge(check: Check, first_new: int) -> pd.DataFrame:
     for span in SPANS:
         above_span = _sum_before(above, span, 1) / np.sqrt(span)
         spread = np.maximum(_sum_before(above_span**2) / number.clip(min=1), spread)
-        p = 2 * t.sf(np.abs(above_span) / np.sqrt(spread), number.clip(min=1))
-        p = np.where(is_known & (number >= FEWEST), p * p.shape[1] * len(SPANS), np.nan)  # of so many, one may be small
+        far = np.where(is_known & (number >= FEWEST), np.abs(above_span) / np.sqrt(spread), np.nan)
+        # Where labels come in bursts, the farthest one of a day is often far
+        farthest = np.fmax.reduce(far, 1)
+        usual = [np.nanquantile([0.0, *farthest[max(day - DAYS, 0) : day]], OFTEN) for day in range(len(k))]
+        bursts = np.maximum(usual / t.isf(RARELY / 2 / k.shape[1], DAYS), 1)
+        p = 2 * t.sf(far / bursts[:, None], number.clip(min=1))
+        p *= k.shape[1] * len(SPANS)  # of so many, one may be small
         best = np.where(np.isnan(p), np.inf, p).argmin(1)[:, None]
-        columns = {name: _sum_before(each, span, 1) for name, each in
-                   (("observed", k), ("expected", expected), ("trials", n))} | {"p": p.clip(max=1)}
+        counts = {"observed": k, "expected": expected, "trials": n}
+        columns = {name: _sum_before(values, span, 1) for name, values in counts.items()} | {"p": p.clip(max=1)}
         table = pd.DataFrame({name: np.take_along_axis(each, best, 1)[:, 0] for name, each in columns.items()})
-        table.insert(0, "of", np.array(check.of, object)[best[:, 0]])
-        tables.append(table.assign(day=table.index, days=span, check=check.name)[first_new:])
-    table = pd.concat(tables).sort_values("p", kind="stable").groupby("day").head(1)
-    return table
+        about = {"day": table.index, "days": span, "check": check.name, "of": np.array(check.of, object)[best[:, 0]]}
+        tables.append(pd.DataFrame(about).join(table)[first_new:])
+    return pd.concat(tables).sort_values("p", kind="stable").groupby("day").head(1)
 
 
 def _sum_before(values: NDArray, days: int = DAYS, shift: int = 0) -> NDArray:
