@@ -189,25 +189,41 @@ class CustomerModel:
         """A model that knows new events, too, given as in `fit`: what it counts goes to their end, their customers and
         labels are known, and what it has learned stays. `known` are more rows of that of `fit`. Raises `ValueError` if
         there are no events."""
+        from .training.counting import count_again
+
+        with tempfile.TemporaryDirectory() as folder:
+            data, new = self._add(events, folder)
+            known = _read_known(known)
+            model, extractor = count_again(self.model, self.feature_extractor, data, state=False, known=known)
+        return CustomerModel(model, extractor, pd.concat([self._events, new], ignore_index=True), self.reader)
+
+    def watch(self, events: object) -> pd.DataFrame:
+        """Compares new days with those before and with what the model said of them, see [`~evaluation.watch.watch`]: a
+        row for each day and check, and whether it is an alarm. `events` are of whole days, given as in `fit`."""
+        from .evaluation.watch import watch
+
+        if (since := self._seconds(None)) is None:
+            raise ValueError("The log has no times, so there is no day to watch.")
+        with tempfile.TemporaryDirectory() as folder:
+            return watch(self.model, self.feature_extractor, self._add(events, folder)[0], int(since))
+
+    def _add(self, events: object, folder: str) -> tuple[PreparedData, pd.DataFrame]:
+        """The log with new events as a prepared data set, and these as they were read."""
         from .data.dataset import END
         from .preparation.refresh import add_events
-        from .training.counting import count_again
 
         new = read_frame(events, self.reader.schema if self.reader else None)
         new = self.reader.read(new) if self.reader else new
-        with tempfile.TemporaryDirectory() as folder:
-            log, scratch, refreshed = (Path(folder, name) for name in ("log", "scratch", "data"))
-            scratch.mkdir()
-            base = self._prepare(log, self.reader.schema if self.reader else None)
-            add_events(base, new, refreshed, scratch)
-            data = PreparedData(refreshed, END)
-            model, extractor = count_again(
-                self.model, self.feature_extractor, data, state=False, known=_read_known(known)
-            )
-        return CustomerModel(model, extractor, pd.concat([self._events, new], ignore_index=True), self.reader)
+        log, scratch, refreshed = (Path(folder, name) for name in ("log", "scratch", "data"))
+        scratch.mkdir()
+        add_events(self._prepare(log, self.reader.schema if self.reader else None), new, refreshed, scratch)
+        return PreparedData(refreshed, END), new
 
     def __repr__(self) -> str:
         return f"{type(self).__name__} of {len(self.customers):,} customers\n{self.model.describe()}"
+
+    def __sklearn_clone__(self) -> "CustomerModel":  # a parameter of estimators, and not to be copied
+        return self
 
     @property
     def customers(self) -> list[str]:

@@ -20,6 +20,7 @@ COMMANDS = {
     "serve": "serve a checkpoint over HTTP",
     "app": "show a page of all customers in a browser",
     "refresh": "add a day to a model: its counts go to the end of the log, and its weights stay",
+    "watch": "compare new days with a model: unknown values, drift, chances and intervals; 1 if there is an alarm",
     "publish": "publish a checkpoint on the Hugging Face Hub, with its card",
 }
 

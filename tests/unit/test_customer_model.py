@@ -14,14 +14,17 @@ import yaml
 from corner_shop import make_log
 from folders import update_json
 from safetensors.torch import load_file
+from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV, GroupKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from sklearn.utils import estimator_checks
 from strange_frames import make_bank, make_library, make_purchases
 from transformers.utils import logging
 
 from modeling_mcm import CustomerModel, MCMForMultiTaskRecommendation
-from modeling_mcm.customer_features import CustomerFeatures
+from modeling_mcm.customer_features import CustomerFeatures, MCMClassifier, MCMRegressor
 from modeling_mcm.data import EventSchema
 from modeling_mcm.data.guessing import FrameReader
 from modeling_mcm.page.histories import Histories
@@ -588,6 +591,56 @@ def test_features_of_a_pipeline_read_no_later_event(bank):
     for as_of, words in (("04/03/2024", "'04/03/2024', which is no time"), (None, "'as_of' is null in 1 rows")):
         with pytest.raises(ValueError, match=words):
             features.transform(pd.DataFrame({"customer": [customer], "as_of": [as_of]}))
+
+
+def test_scikit_learn_fits_what_finetune_fits(bank):
+    log, model, _ = bank
+    X, y = log.labels[["customer", "as_of"]].assign(age=range(len(log.labels))), log.labels["leaves"]
+    options = {"validation_share": 0, "seed": 7}
+    tuned = model.finetune(X.assign(leaves=y), "leaves", **options)
+    expected = tuned.predict(X)["predicted_1"].loc[[*zip(X["as_of"], X["customer"], strict=True)]]
+    words = y.map({0: "back", 1: "gone"})
+    named = MCMClassifier(model, seed=7).fit(X, words)
+    assert named.classes_.tolist() == ["back", "gone"]
+    order = np.random.default_rng(0).integers(0, len(X), 2 * len(X))  # rows may come in any order, and twice
+    np.testing.assert_allclose(named.predict_proba(X.iloc[order])[:, 1], expected.iloc[order], atol=1e-6)
+    assert named.score(X, words) == ((expected > 0.5) == y.to_numpy()).mean() > y.eq(0).mean()
+    known = MCMRegressor(model).fit(X, 2.5 * y)
+    by_number = model.finetune(X.assign(label=2.5 * y), "label", validation_share=0)
+    assert known.predict(model.customers[:3]) == pytest.approx(by_number.predict(model.customers[:3]).to_numpy()[:, 0])
+    with pytest.raises(NotFittedError):
+        MCMClassifier(model).predict(X)
+    with pytest.raises(ValueError, match="already exists"):
+        MCMClassifier(model).fit(X.rename(columns={"age": "label"}), y)
+
+
+def test_scikit_learn_splits_and_searches(bank):
+    log, model, _ = bank
+    X, y = log.labels[["customer", "as_of"]], log.labels["leaves"]
+    pipeline = make_pipeline("passthrough", MCMClassifier(model))
+    search = GridSearchCV(pipeline, {"mcmclassifier__model": [model]}, scoring="roc_auc", cv=GroupKFold(2))
+    assert search.fit(X, y, groups=X["customer"]).best_score_ > 0.7
+    assert search.best_estimator_[-1].model is model  # and no copy of its events
+
+
+# Those of scikit-learn's own that fit no table of numbers
+CHECKS = [
+    estimator_checks.check_do_not_raise_errors_in_init_or_set_params,
+    estimator_checks.check_estimator_cloneable,
+    estimator_checks.check_estimator_repr,
+    estimator_checks.check_estimator_tags_renamed,
+    estimator_checks.check_get_params_invariance,
+    estimator_checks.check_mixin_order,
+    estimator_checks.check_no_attributes_set_in_init,
+    estimator_checks.check_set_params,
+    estimator_checks.check_valid_tag_types,
+]
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("kind", [CustomerFeatures, MCMClassifier, MCMRegressor])
+def test_estimators_pass_checks_of_scikit_learn(bank, kind, check):
+    check(kind.__name__, kind(bank[1]))
 
 
 LABELS = {
