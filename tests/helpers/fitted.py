@@ -17,9 +17,10 @@ def fill_scorer(model, reads_readout=True):
         table.weights.copy_(torch.rand(table.weights.shape, generator=generator))
         table.counts.copy_(torch.randint(1, 50, table.counts.shape, generator=generator))
         table.attributes[2:, 0], table.rarity[2:, 0] = torch.arange(len(table.rarity) - 2) // 2 + 1, 1.5
-        table.first.copy_(torch.rand(size, generator=generator).log())
         table.totals.copy_(torch.tensor([300.0, 2.0, 1.0, table.attributes.max()]))
     scorer.calibration.uniform_(0.1, 0.5, generator=generator)
+    for table in scorer.tables:
+        table.first.copy_(torch.rand(table.first.shape, generator=generator).log())
     scorer.reads.fill_(reads_readout)
     scorer.fitted.fill_(True)
     return model
