@@ -312,12 +312,13 @@ def _add_changes(api: APIRouter, service: CustomerService) -> None:
 def _add_scores(api: APIRouter, service: CustomerService) -> None:
     def answer_scores(batch: Batch, asked: Question) -> list[answers.Scores]:
         with reading_request():
-            tasks = tuple(service.predictor.tasks(asked.task))
+            predictor = service.predictor
+            tasks = tuple(predictor.tasks(asked.task))
             chosen = service.candidate_set(
-                tasks, tuple(asked.candidate), tuple(asked.exclude) or None, asked.per_group
+                predictor, tasks, tuple(asked.candidate), tuple(asked.exclude) or None, asked.per_group
             )
         wanted = Questions(tasks=tasks, k=asked.k, candidates=chosen, horizon_days=asked.horizon_days)
-        columns, questions = service.ask(batch, wanted)
+        columns, questions = service.ask(batch, wanted, predictor)
         return [
             answers.Scores(**customer, tasks=describe_labels(columns, questions, row))
             for row, customer in enumerate(batch.customers)

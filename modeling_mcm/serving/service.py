@@ -234,7 +234,7 @@ class CustomerService:
         self.use(model, extractor)
         if self.predictor.head == RANKING or candidates is not None:
             # a bad table stops the service before its first answer
-            self.candidate_set(tuple(self.predictor.tasks()))
+            self.candidate_set(self.predictor, tuple(self.predictor.tasks()))
 
     def use(self, model: Heads, extractor: MCMFeatureExtractor, worker: "Callable[..., Any] | None" = None) -> None:
         """Answers from now on by this model, also of customers in memory. What was read for another model of the same
@@ -270,7 +270,7 @@ class CustomerService:
         candidates is gone."""
         self.store.check()
         if self.candidates is not None:
-            self.candidate_set(tuple(self.model.config.tasks))
+            self.candidate_set(self.predictor, tuple(self.model.config.tasks))
 
     # ---------------------------------------------------------------------------------------------------- events in
 
@@ -383,16 +383,20 @@ class CustomerService:
             raise ServiceError(f"No customer {batch.unknown[0]!r} is known: {words}.", 404)
         return batch
 
-    def ask(self, batch: Batch, asked: Questions) -> tuple[Columns, CheckedQuestions]:
-        """Answers questions about customers at the time of the batch. Raises `ServiceError` (422) for wrong ones."""
+    def ask(
+        self, batch: Batch, asked: Questions, predictor: Predictor | None = None
+    ) -> tuple[Columns, CheckedQuestions]:
+        """Answers questions about customers at the time of the batch, by the predictor of now unless one is given.
+        Raises `ServiceError` (422) for wrong ones."""
+        predictor = predictor or self.predictor  # which a refreshed model may replace meanwhile
         with reading_request():
-            questions = self.predictor.check(replace(asked, as_of=batch.as_of))
-        return self.predictor.ask(batch.rows, questions) if batch.rows else {}, questions
+            questions = predictor.check(replace(asked, as_of=batch.as_of))
+        return predictor.ask(batch.rows, questions) if batch.rows else {}, questions
 
-    def candidate_set(self, *asked: Any) -> CandidateSet:
-        """The labels that may be answered: those of a request, or of the table of candidates as it is now. A set is
-        kept for further requests until the table changes. `asked` are tasks, and if a request says so candidates,
-        labels to exclude and a limit, as [`CandidateSet`] takes them."""
+    def candidate_set(self, predictor: Predictor, *asked: Any) -> CandidateSet:
+        """The labels that a predictor may answer: those of a request, or of the table of candidates as it is now. A
+        set is kept for further requests until the table changes. `asked` are tasks, and if a request says so
+        candidates, labels to exclude and a limit, as [`CandidateSet`] takes them."""
         stamp = None
         if self.candidates is not None:
             try:
@@ -400,13 +404,13 @@ class CustomerService:
             except OSError as error:
                 raise ServiceError(f"The table of candidates can't be read ({error}): put it back.") from error
             stamp = (facts.st_mtime_ns, facts.st_size, facts.st_ino)
-        return self._sets(stamp, *asked)
+        return self._sets(predictor, stamp, *asked)
 
     def _make_set(
-        self, stamp: object, tasks: tuple[str, ...], candidates: object = None, *others: Any
+        self, predictor: Predictor, stamp: object, tasks: tuple[str, ...], candidates: object = None, *others: Any
     ) -> CandidateSet:
         table = candidates or (None if stamp is None else read_table_file(str(self.candidates)))
-        return CandidateSet(self.model, self.extractor, tasks, table, *others)
+        return CandidateSet(predictor.model, predictor.extractor, tasks, table, *others)
 
     # ------------------------------------------------------------------------------------------------------- memory
 
