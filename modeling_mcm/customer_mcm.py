@@ -133,6 +133,8 @@ class MCMForCustomerPrediction(MCMPreTrainedModel):
         """log(1 + days) `(B, E)` from the last event of each kind until `as_of` `(B,)`, of those that are counted,
         all `(B, L)`. Of a kind that a customer never had it is the time since the first event: whose salary goes
         elsewhere is leaving. A long silence counts as in the state."""
+        if not times.shape[1]:  # nobody has an event
+            return times.new_zeros(len(times), self.num_kinds)
         first = times.masked_fill(~is_counted, torch.inf).amin(1, keepdim=True)  # (B, 1)
         times = times.masked_fill(~is_counted, -torch.inf)
         latest = times.amax(1, keepdim=True)  # (B, 1)

@@ -176,7 +176,8 @@ def hide_pairs(weights: Tensors, tasks: Sequence[str], shared: Tensors) -> tuple
         number += int((gone & (weights[parts["weights"]] != 0)).sum())
         changed[parts["counts"]] = weights[parts["counts"]].masked_fill(few, 0)
         first = weights[parts["first"]]  # (V,), logarithms: hidden labels are as rare as the rarest one shown
-        changed[parts["first"]] = first.masked_fill(few, first[~few].min() if len(first[~few]) else 0)
+        shown = first[~few]
+        changed[parts["first"]] = first.masked_fill(few, shown.min() if len(shown) else 0)
         rarity = measure_rarity(changed[parts["attributes"]].numpy())  # which told of hidden labels, too
         changed[parts["rarity"]] = torch.from_numpy(rarity).to(weights[parts["rarity"]].dtype)
     return changed, number

@@ -224,14 +224,15 @@ def predict_first(visits: VisitSets, size: int) -> NDArray:
     cell = customer % FOLDS * size + visits.label  # folds of its own: the log may be counted in one
     every, first = (np.bincount(cell[rows], minlength=FOLDS * size).reshape(FOLDS, size) for rows in (..., is_first))
 
-    def smooth(every: NDArray, first: NDArray) -> NDArray:  # each (..., V) -> (priors, ..., V)
+    def smooth(every: NDArray, first: NDArray, prior: float) -> NDArray:  # each (..., V)
         popular = (every + 0.5) / (every + 0.5).sum(-1, keepdims=True)
-        smoothed = first + PRIORS.reshape(-1, *[1] * first.ndim) * popular
+        smoothed = first + prior * popular
         return np.log(smoothed / smoothed.sum(-1, keepdims=True))
 
-    total = every.sum(0), first.sum(0)  # (V,)
-    likelihoods = (first * smooth(total[0] - every, total[1] - first)).sum((1, 2))  # (priors,)
-    return smooth(*total)[likelihoods.argmax()]
+    every_fold, first_fold = every.sum(0), first.sum(0)  # (V,)
+    others = every_fold - every, first_fold - first  # (G, V): counts of all folds but each
+    prior = max(PRIORS, key=lambda prior: (first * smooth(*others, prior)).sum())
+    return smooth(every_fold, first_fold, prior)
 
 
 def compute_rates(visits: VisitSets, size: int) -> csr_array:
