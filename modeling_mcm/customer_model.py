@@ -29,10 +29,9 @@ from transformers import HfArgumentParser
 from transformers.utils import logging
 
 from .calendar_mcm import Known
-from .data import NO_CUTOFFS, EventSchema, PreparedData, read_schema
+from .data import NO_CUTOFFS, EventSchema, PreparedData, read_known, read_schema
 from .data.guess_times import warn_of_late_event
 from .data.guessing import READER_FILE, FrameReader
-from .data.known import read_known
 from .data.schema import TextFormat
 from .data.tables import read_numbers, to_frame
 from .events_mcm import EPOCH, SECONDS_PER_DAY, IntArray, Row, Time, check_columns, naming, to_ids, to_text

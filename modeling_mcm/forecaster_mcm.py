@@ -63,7 +63,8 @@ class UnknownDaysError(MissingForecastsError):
         ValueError.__init__(
             self,
             f"{name!r} is known until {write_day(until)}, and forecasts reach until {write_day(end)}: give rows of "
-            "`known` until then, with the value 0 where there is none, or ask for fewer `days`.",
+            "`known` until then to `forecast`, or to `refresh` if they are to stay, with the value 0 where there is "
+            "none; or ask for fewer `days`.",
         )
 
 

@@ -19,7 +19,7 @@ from transformers import initialization as init
 from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
 from transformers.models.bert.modeling_bert import BertEncoder, BertLayer, BertSelfAttention
 from transformers.processing_utils import Unpack
-from transformers.utils import CONFIG_NAME, ModelOutput, TransformersKwargs, auto_docstring, cached_file
+from transformers.utils import CONFIG_NAME, ModelOutput, TransformersKwargs, auto_docstring, cached_file, logging
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
@@ -33,6 +33,7 @@ from .readout_mcm import READOUTS, PrefixEnds, find_prefixes
 from .scorer_mcm import NEXT_VISIT, WITHIN, LabelScorer, Readout, check_horizon, read_histories
 from .state_mcm import CustomerState, Exact
 
+logger = logging.get_logger(__name__)
 HUB_OPTIONS = "repo_id", "commit_message", "private", "token", "create_pr"  # of `save_pretrained(push_to_hub=True)`
 PARTS = ("encoder", "embedding", "forecasts")  # of [`MCMModel`]
 
@@ -335,6 +336,8 @@ class MCMModel(MCMPreTrainedModel):
             outputs.pooler_output = self.state(self.state.counts(*history, times[:, None]))[:, 0]
         if "forecasts" in parts and self.forecaster is not None and not self.training:
             visits = self.forecaster.read(*history)
+            if as_of_days is None and len(self.forecaster.calendar.counts):
+                logger.warning_once("Forecasts know no calendar without `as_of_days`, which pipelines give, too.")
             outputs.forecasts = self.select_forecasts(forecast_days).compute(visits, times, as_of_days, known)
         return outputs
 

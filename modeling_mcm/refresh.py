@@ -13,10 +13,9 @@ from typing import Any
 
 from transformers.utils import logging
 
-from .data import PreparedData, check_vocabularies
+from .data import PreparedData, check_vocabularies, read_known
 from .data.dataset import END
 from .data.guessing import READER_FILE
-from .data.known import read_known
 from .files_mcm import read_json, write_json
 from .folders import RunError, atomic_folder, locked
 from .preparation.refresh import add_events

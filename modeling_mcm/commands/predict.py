@@ -37,9 +37,8 @@ from transformers.utils import logging
 
 from modeling_mcm.action_mcm import MCMForActionRecommendation
 from modeling_mcm.customer_mcm import MCMForCustomerPrediction
-from modeling_mcm.data import NO_CUTOFFS, EventSchema, PreparedData, check_vocabularies, read_schema
+from modeling_mcm.data import NO_CUTOFFS, EventSchema, PreparedData, check_vocabularies, read_known, read_schema
 from modeling_mcm.data.dataset import MANIFEST_FILE
-from modeling_mcm.data.known import read_known
 from modeling_mcm.extras import needs
 from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
 from modeling_mcm.folders import file_digest, lock_output

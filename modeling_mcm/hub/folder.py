@@ -183,6 +183,12 @@ def hide_pairs(weights: Tensors, tasks: Sequence[str], shared: Tensors) -> tuple
     return changed, number
 
 
+def hide_days(counts: torch.Tensor, min_customers: int) -> torch.Tensor:
+    """The calendar's counts `(days, 2)` without days on which fewer customers came back, and so are not read."""
+    few = (counts[:, :1] > 0) & (counts[:, :1] < min_customers)
+    return counts.masked_fill(few, 0)
+
+
 def code_files() -> list[Path]:
     """The package's files that a published checkpoint needs: the entry points and what they import."""
     entries = [PACKAGE / f"{name}.py" for name in (PIPELINE_MODULE, *(module for module, *_ in HEADS.values()))]
@@ -262,6 +268,8 @@ def write_upload_folder(
             if least > SHARED_BY:  # too few customers share the most that the forecaster expects
                 limits = [name for name in weights if name.endswith("forecaster.most")]
                 weights |= {name: torch.full_like(weights[name], UNLIMITED) for name in limits}
+            days = [name for name in weights if name.endswith("calendar.counts")]
+            weights |= {name: hide_days(weights[name], least) for name in days}
             extractor.vocabularies = hide_values(extractor.vocabularies, rare)
             if config.get("values_digest") is not None:
                 config["values_digest"] = extractor.values_digest  # placeholders are other values

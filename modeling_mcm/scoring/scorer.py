@@ -25,10 +25,10 @@ from numpy.typing import NDArray
 from modeling_mcm.candidates_mcm import SEEN
 from modeling_mcm.checkpoint_mcm import damage
 from modeling_mcm.configuration_mcm import FIRST_LABEL
+from modeling_mcm.data import read_known
 from modeling_mcm.data.cases import CUTOFFS, to_batch
 from modeling_mcm.data.collator import batches_by_length, map_on_cores, unit_counts
 from modeling_mcm.data.dataset import END, IDENTITY_FILE, PreparedData, cut_columns
-from modeling_mcm.data.known import read_known
 from modeling_mcm.data.offers import load_actions
 from modeling_mcm.data.tables import read_table_file
 from modeling_mcm.events_mcm import check_columns, to_ids

@@ -21,11 +21,10 @@ from transformers.utils import logging
 
 from modeling_mcm import __version__
 from modeling_mcm.configuration_mcm import MCMConfig
-from modeling_mcm.data import PreparedData
+from modeling_mcm.data import PreparedData, read_known
 from modeling_mcm.data.cases import CUTOFFS, load_columns
 from modeling_mcm.data.collator import MCMCollator, PreparedRows, unit_counts
 from modeling_mcm.data.dataset import END, MANIFEST_FILE
-from modeling_mcm.data.known import read_known
 from modeling_mcm.evaluation.cases import cases_at, tasks_without_repeats
 from modeling_mcm.evaluation.comparison import baseline_warnings, compare_with_counting, mean_values, read_cases
 from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor

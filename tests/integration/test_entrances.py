@@ -148,7 +148,7 @@ def shop(request, tmp_path_factory):
     profile["who"] = sorted(log["who"].unique())
     log.to_parquet(place / "events.parquet")
     known, is_refreshed = log, kind == "refreshed"
-    *names, other, newcomer = sorted(log["who"].unique())
+    *names, _, newcomer = sorted(log["who"].unique())
     if is_refreshed:
         known, schema = log[(log["when"] < "2017-11-12") & (log["item"] != "item 11")], schema | {"cutoffs": LEARNED}
     profile.to_parquet(place / "profile.parquet")

@@ -7,12 +7,13 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from in_process import call
 from planted_shop import START, day, make_shop
+from serving_client import make_client, make_service
 
 from modeling_mcm import CustomerModel
-from modeling_mcm.data import PreparedData
-from modeling_mcm.data.known import read_known
+from modeling_mcm.data import PreparedData, read_known
 from modeling_mcm.forecaster_mcm import UnknownDaysError
 from modeling_mcm.refresh import refresh
 from modeling_mcm.scoring import forecast_total
@@ -20,6 +21,7 @@ from modeling_mcm.scoring import forecast_total
 PAST, NEXT, CUT, DAYS = (40, 90, 140), 205, 200, 14
 KNOWN = pd.DataFrame([{"from": day(each), "to": day(each + 9), "name": "campaign"} for each in PAST])
 MORE = pd.DataFrame([{"from": day(NEXT), "to": day(NEXT + 9), "name": "campaign", "value": 1.0}])
+KNOWN_LATER = read_known(MORE.assign(to=day(NEXT + 900)))
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +60,38 @@ def test_a_campaign_to_come_is_expected_and_an_unknown_one_refused(shop, log):
     pd.testing.assert_frame_equal(again, told)
     found = forecast_total(model.model, PreparedData(folder / "data"), "visits", DAYS, known=read_known(known))
     assert found.expected == pytest.approx(told[total].sum(), rel=1e-4)
+
+
+def test_the_service_knows_what_a_refresh_was_told(shop, log, tmp_path):
+    _, model = shop
+    refreshed = model.refresh(log[log["time"] >= START + pd.Timedelta(days=CUT)], MORE.assign(to=day(NEXT + 40)))
+    name = refreshed.customers[0]
+    events = log[log["customer"].astype(str) == name].assign(time=lambda rows: rows["time"].astype(str))
+    events = json.loads(events.drop(columns="customer").to_json(orient="records"))
+    body = [
+        {"event_id": str(number), "customer_id": name, "event": event, "profile": {}}
+        for number, event in enumerate(events)
+    ]
+    clock = {"clock": lambda: pd.Timestamp(refreshed.as_of, tz="UTC").to_pydatetime()}
+    service = make_service(refreshed.model, refreshed.feature_extractor, tmp_path / "state.db", **clock)
+    client = make_client(service)
+    assert client.post("/events", json={"events": body}).status_code == 200
+    asked = f"/customers/{name}/forecast?as_of={refreshed.as_of.isoformat()}"
+    wanted = refreshed.forecast([name], days=[DAYS])[f"visits_{DAYS}d"].item()
+    assert client.get(f"{asked}&days={DAYS}").json()["forecast"][f"visits_{DAYS}d"] == pytest.approx(wanted, rel=1e-4)
+    answer = client.get(f"{asked}&days=60")
+    assert answer.status_code == 422 and "'campaign' is known until" in answer.json()["detail"]
+    service.close()
+
+
+def test_a_bare_forward_pass_says_that_it_knows_no_calendar(shop, log, caplog):
+    _, model = shop
+    rows = log[log["customer"].astype(str) == model.customers[0]]
+    inputs = model.feature_extractor([{"events": rows[rows["time"] <= model.as_of]}])
+    model.model(**inputs, as_of_days=torch.tensor([pd.Timestamp(model.as_of).timestamp() / 86400]), known=KNOWN_LATER)
+    assert "as_of_days" not in caplog.text
+    model.model(**inputs)
+    assert "without `as_of_days`" in caplog.text
 
 
 def test_commands_give_the_same(shop, tmp_path, capsys):

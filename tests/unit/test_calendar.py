@@ -12,7 +12,7 @@ from planted_shop import START, day, make_shop
 
 from modeling_mcm import MCMConfig
 from modeling_mcm.calendar_mcm import LEAST_DAYS, MOST_DAYS, Calendar, join_known
-from modeling_mcm.data.known import read_known
+from modeling_mcm.data import read_known
 from modeling_mcm.forecaster_mcm import CustomerForecasts, UnknownDaysError, VisitForecaster, Visits
 from modeling_mcm.training.forecaster.describe import count_days
 from modeling_mcm.training.forecaster.shop import load_weights, set_shop

@@ -102,7 +102,7 @@ def test_a_question_needs_the_columns_of_its_task_alone(model, data):
         predictor.ask(needed, Questions(tasks=["items"], embedding=True))
 
 
-def test_a_history_without_events_gets_popularity(model, batch):
+def test_a_history_without_events_gets_labels_that_were_seen(model, batch):
     nothing = {name: value[:1, :1] for name, value in batch.items()}
     for index, scores in enumerate(model(**nothing).logits.values()):
         counts = model.scorer.get_tables(index).counts[0]

@@ -51,7 +51,7 @@ def checkpoint(rows, extractor, tmp_path, monkeypatch):
     """A checkpoint with the tables of the data set's labels."""
     monkeypatch.setattr("modeling_mcm.hub.folder.LABELS_AT_ONCE", 7)  # in parts
     choices = TINY | PAPER | {"scorer": True, "values_digest": extractor.values_digest, "label_features": ["aisle"]}
-    choices |= STATE
+    choices |= STATE | {"calendar": [17000, 9]}
     model = MCMForMultiTaskRecommendation(MCMConfig(**from_data(extractor) | choices))
     for index, (task, size) in enumerate(model.config.label_sizes.items()):
         table = model.scorer.tables[index]
@@ -60,6 +60,8 @@ def checkpoint(rows, extractor, tmp_path, monkeypatch):
         table.attributes[2:, 0] = 1 + torch.arange(2, size) % 3
         table.rarity.copy_(torch.from_numpy(measure_rarity(table.attributes.numpy())))
         model.label_values(index)[2:] = 2
+    visits = torch.arange(9.0)  # of those who come back, by day
+    model.model.forecaster.calendar.counts.copy_(torch.stack([visits, visits + 10], 1))
     model.save_pretrained(tmp_path / "checkpoint")
     extractor.save_pretrained(tmp_path / "checkpoint")
     return tmp_path / "checkpoint"
@@ -147,6 +149,10 @@ def test_only_pairs_of_enough_customers_are_published(checkpoint, rows, data, ex
     if least > SHARED_BY:  # nobody reaches it
         assert (after["model.forecaster.most"] > before["model.forecaster.most"]).all()
         same -= {"model.forecaster.most"}
+    days = "model.forecaster.calendar.counts"
+    is_few = (before[days][:, 0] > 0) & (before[days][:, 0] < least)
+    assert torch.equal(after[days], before[days] * ~is_few[:, None])
+    same -= {days}
     assert set(before) == set(after) and all(torch.equal(before[name], after[name]) for name in same)
 
 
