@@ -36,7 +36,9 @@ class PrepareOptions:
 
     output_dir: str = option("Folder to write. It must not exist, except with --overwrite or --reuse.", REQUIRED)
     events: list[str] = option(
-        "Event log: .parquet, .csv or .tsv files, folders of them, or addresses (gs://...).", []
+        "Event log: .parquet, .csv or .tsv files, folders of them or of Delta Lake, addresses (gs://...), or "
+        "a table of a database (postgresql://user@host/database#TABLE, duckdb://FILE#TABLE).",
+        [],
     )
     profile: str | None = option("Profile table, with one row a customer. Needed if the schema has `profile`.")
     schema: str | None = option("Event schema, a YAML file such as configuration/schemas/clickstream.yaml.")

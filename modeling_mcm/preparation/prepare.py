@@ -73,7 +73,8 @@ def _reusable(output_dir: Path, facts: dict, overwrite: bool, reuse: bool) -> Pr
                 "options": manifest.options,
             }
             changed = [key for key, value in facts.items() if earlier[key] != value]
-            if facts["input"]["events"] is None:
+            inputs = facts["input"]
+            if inputs["events"] is None or (facts["schema"].get("profile") and inputs["profile"] is None):
                 changed.append("input")
             if not changed:
                 return manifest

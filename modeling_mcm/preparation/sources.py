@@ -1,7 +1,7 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
 """Opens what a person names as a log, as a table that is read in blocks: a file, a folder, an address that fsspec
-knows, a list of these, a data frame, an Arrow table or a table of a database.
+knows, a list of these, a data frame, an Arrow table, a folder of Delta Lake or a table of a database.
 
 Below a folder, parts of a path such as `year=2024` are columns of the table ("hive partitions"), which are read as
 text. Files and folders whose names begin with `_` or `.` are skipped, as every engine does. pyarrow.dataset is not
@@ -13,11 +13,12 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, TypeAlias
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
 
 import fsspec
 import pandas as pd
 import pyarrow as pa
+import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 from fsspec.utils import infer_compression
@@ -32,10 +33,13 @@ with needs("data"):
     import duckdb
     import ibis
     import ibis.expr.types as ir
+    from ibis.common.exceptions import TableNotFound
 
 logger = logging.get_logger(__name__)
 
-Source: TypeAlias = str | Path | Sequence[str | Path] | pd.DataFrame | pa.Table | ir.Table
+Source: TypeAlias = str | Path | Sequence[str | Path] | pd.DataFrame | pa.Table | ds.Dataset | ir.Table
+DATABASES = "postgresql", "postgres", "duckdb"
+DELTA_LOG = "_delta_log"  # the folder that says which files of a table of Delta Lake count
 ROWS_PER_BLOCK = 65_536  # rows that are in memory at once
 SUFFIXES = {".parquet": "parquet", ".csv": "csv", ".tsv": "tsv"}
 NO_PARTITION = "__HIVE_DEFAULT_PARTITION__"  # in a path where the column has no value
@@ -118,6 +122,45 @@ def list_addresses(source: Source) -> list[str]:
     return [*map(str, parts)] if all(isinstance(part, str | Path) for part in parts) else []
 
 
+def open_table(source: Source, what: str) -> Source:
+    """Opens a table of a database, such as `postgresql://user@host/database#TABLE` or `duckdb://FILE#SCHEMA.TABLE`,
+    and a folder of Delta Lake on a disk. Any other source stays as it is.
+
+    Raises:
+        ImportError: If what reads such a table is not installed.
+        ValueError: If the database can't be reached or read, or has no such table.
+    """
+    if len(addresses := list_addresses(source)) != 1:
+        return source
+    address, _, table = addresses[0].partition("#")
+    url = urlsplit(address)
+    if Path(address, DELTA_LOG).is_dir():
+        with needs("tables"):
+            from deltalake import DeltaTable
+            from deltalake.exceptions import DeltaError
+        try:
+            return DeltaTable(address).to_pyarrow_dataset()
+        except DeltaError as error:
+            raise ValueError(f"The {what} table of Delta Lake {address} can't be read ({error}).") from error
+    if url.scheme not in DATABASES:
+        return source
+    if not table:
+        raise ValueError(f"The {what} source is a database: name a table of it, as in {url.scheme}://...#events.")
+    *schema, name = table.split(".")
+    with needs("tables"):
+        kind = __import__("duckdb" if url.scheme == "duckdb" else "psycopg")
+    try:
+        if url.scheme == "duckdb":
+            database = ibis.duckdb.connect(url.netloc + url.path, read_only=True)
+        else:
+            database = ibis.connect(address)
+        return database.table(name, database=tuple(schema) or None)
+    except (kind.Error, TableNotFound) as error:
+        place = f"{url.scheme}://{url.netloc.rpartition('@')[2]}{url.path}"  # without a password
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(f"The {what} table {table!r} of {place} can't be opened ({reason}).") from error
+
+
 def find_files(source: Source, what: str) -> list[InputFiles]:
     """Finds the files that a source names, at least one."""
     parts = [_find(address, what) for address in list_addresses(source)]
@@ -135,6 +178,11 @@ def _find(address: str, what: str) -> InputFiles:
     root = path.rstrip("/")
     if not filesystem.exists(path):
         raise FileNotFoundError(f"The {what} file {address} does not exist; check the path.")
+    if filesystem.isdir(f"{root}/{DELTA_LOG}"):  # files that were replaced are still there
+        raise ValueError(
+            f"The {what} source {address} is a table of Delta Lake, which is read from a disk and as the only source; "
+            "give what deltalake.DeltaTable(...).to_pyarrow_table() reads."
+        )
     found = [
         file
         for file in sorted(filesystem.find(root))
@@ -191,7 +239,8 @@ class SourceTable:
     """A table that is read in blocks. Values of text files are text ("007" stays "007").
 
     Args:
-        source (`Source`): Parquet or CSV files, a folder of them, a data frame, an Arrow table or an Ibis table.
+        source (`Source`): Parquet or CSV files, a folder of them, a data frame, an Arrow table or an Ibis table; or
+            what [`open_table`] opens.
         what (`str`): "event" or "profile", for messages.
         columns (`Sequence[str]`): Names of the columns that are read. Empty: all that there are.
         text (`TextFormat`): How text files are written.
@@ -209,6 +258,7 @@ class SourceTable:
     def __init__(self, source: Source, what: str, columns: Sequence[str] = (), text: TextFormat | None = None):
         self.what, self.text, self.dropped = what, text or TextFormat(), 0
         self._table, self._files, self.is_text = None, [], False
+        source = open_table(source, what)
         if list_addresses(source):
             self._files = find_files(source, what)
             self.is_text = self._files[0].kind != "parquet"
@@ -217,6 +267,8 @@ class SourceTable:
         elif isinstance(source, ir.Table):
             is_here = isinstance(source.op(), ibis.expr.operations.InMemoryTable)
             self._table, self.names = source.to_pyarrow() if is_here else source, list(source.columns)
+        elif isinstance(source, ds.Dataset):
+            self._table, self.names = source, source.schema.names
         else:
             names: Any = source.column_names if isinstance(source, pa.Table) else getattr(source, "columns", source)
             self.names = [*map(str, names)]
@@ -252,6 +304,8 @@ class SourceTable:
                     raise ValueError(f"{reason}; check its query and its files.") from error
             else:
                 yield from rows.to_pyarrow_batches(chunk_size=ROWS_PER_BLOCK)
+        elif isinstance(self._table, ds.Dataset):
+            yield from self._table.to_batches(columns=[*columns], batch_size=ROWS_PER_BLOCK)
         elif self._table is not None:
             yield from self._table.select(columns).to_batches(ROWS_PER_BLOCK)
         for files in self._files:

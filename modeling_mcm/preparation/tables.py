@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 from transformers.utils import logging
 
@@ -27,7 +28,7 @@ from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
 from modeling_mcm.schema_mcm import DAYS_SINCE_VISIT, NUMERIC, ONE_TOKEN_TYPE, ROWS, FeatureSpec
 
 from .rows import BAD, RowReader
-from .sources import Source, SourceTable
+from .sources import Source, SourceTable, open_table
 
 with needs("data"):
     import ibis
@@ -57,10 +58,11 @@ def open_rows(
     read into `folder`.
     """
     what, reader, dropped = "profile" if profile else "event", RowReader(schema, profile, start), 0
+    source = open_table(source, what)
     table = read_on_spark(source, connection, what, reader) if connection.name == SPARK else None
-    if schema.order == ROWS and not profile and (table is not None or isinstance(source, Table)):
+    if schema.order == ROWS and not profile and (table is not None or isinstance(source, Table | ds.Dataset)):
         raise ValueError(
-            f"`order: rows` needs files, a data frame or an Arrow table: the rows of a table of {connection.name} "
+            "`order: rows` needs files, a data frame or an Arrow table: the rows of a table of a database or of Spark "
             "have no order of their own. Number the events of a customer in a column, and name it as `order`."
         )
     if table is None:
