@@ -11,6 +11,7 @@
 A thin face over schema, preparation, training and the [`Predictor`]; each of them has more options.
 """
 
+import math
 import re
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,6 +26,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import torch
+from numpy.typing import NDArray
 from transformers import HfArgumentParser
 from transformers.utils import logging
 
@@ -37,6 +39,7 @@ from .data.tables import read_numbers, to_frame
 from .events_mcm import EPOCH, SECONDS_PER_DAY, IntArray, Row, Time, check_columns, naming, to_ids, to_text
 from .feature_extraction_mcm import MCMFeatureExtractor
 from .files_mcm import read_json, write_json
+from .forecaster_mcm import CustomerForecasts
 from .inputs_mcm import Customers
 from .live.explanations import Explanation, explain
 from .live.similar import similar, together
@@ -56,6 +59,7 @@ from .predictor_mcm import (
 logger = logging.get_logger(__name__)
 EVENTS_FILE = "events.parquet"  # in the folder of `fit`
 AT_ONCE = 64  # customers
+DISCOUNT_DAYS, DAYS_OF_YEAR = 30.0, 365.25  # of a step in which what comes is worth the same
 Values = Mapping[str, Any]  # of further columns of a table of labels, by name
 
 
@@ -295,6 +299,7 @@ class CustomerModel:
         days: Sequence[float] | None = None,
         as_of: Time = None,
         known: object = None,
+        discount_rate: float | None = None,
     ) -> pd.DataFrame:
         """Forecasts, a row for each customer, whose columns are those of [`CustomerForecastPipeline`]: the index is
         the customer.
@@ -304,13 +309,24 @@ class CustomerModel:
             days (`Sequence[float]`, *optional*): Horizons, up to twice the training period. Default: those of the
                 config.
             known (*optional*): More rows of what `fit` got as `known`, such as those of a campaign to come.
+            discount_rate (`float`, *optional*): Of a year. With .1 what comes in a year is worth 1 / 1.1 of what comes
+                today, and the columns `NAME_discounted` say what the expected visits, events and amounts are worth.
 
         Raises:
             UnknownDaysError: If what `fit` got is not known of all days until the longest horizon; a `ValueError`.
         """
-        questions = Questions(forecasts=True, days=days, known=_read_known(known))
+        told = self.model.base_model.select_forecasts(days)
+        steps = [*told.days]
+        if discount_rate is not None:
+            if not -1 < discount_rate < math.inf:
+                raise ValueError(f"`discount_rate` is {discount_rate!r}; give a share of a year's value, such as .1.")
+            steps = sorted({*steps, *np.arange(DISCOUNT_DAYS, max(steps, default=0), DISCOUNT_DAYS)})
+        questions = Questions(forecasts=True, days=steps or None, known=_read_known(known))
         ids, columns, _ = self._ask(customers, as_of, questions)
-        return _make_table(ids, columns)
+        table = _make_table(ids, columns)
+        if discount_rate is None:
+            return table
+        return table[told.names()].join(_discount(table, told, steps, discount_rate))
 
     def table(
         self,
@@ -319,6 +335,7 @@ class CustomerModel:
         customers: Iterable | None = None,
         days: Sequence[float] | None = None,
         as_of: Time = None,
+        known: object = None,
     ) -> pd.DataFrame:
         """All that is known of each customer: forecasts and, of a model that was fine-tuned to a label, predictions.
 
@@ -327,15 +344,15 @@ class CustomerModel:
                 `"visit_probability_30d < .3 and amount_90d > 100"`.
             since_days (`float`, *optional*): What changed in so many days: each column also as `NAME_change`, from a
                 table of that time, which reads no later event. Not a number for a customer who was not there yet.
-            customers, days, as_of: as in `forecast`.
+            customers, days, as_of, known: as in `forecast`.
         """
-        table = self._describe(customers, days, as_of)
+        table = self._describe(customers, days, as_of, known)
         if since_days is not None:
             if (now := self._seconds(as_of)) is None:
                 raise ValueError("The log has no times, so nothing says what changed: leave `since_days` out.")
             before = now - float(since_days) * SECONDS_PER_DAY
-            known = [name for name in table.index if self._first_times[self._places[name]] <= before]
-            past = self._describe(known, days, before) if known else table.head(0)
+            there = [name for name in table.index if self._first_times[self._places[name]] <= before]
+            past = self._describe(there, days, before, known) if there else table.head(0)
             table = table.join((table - past).add_suffix("_change"))
         if where is None:
             return table
@@ -566,9 +583,11 @@ class CustomerModel:
         """Who answers: of a model that was fine-tuned here, the one before ranks labels."""
         return self._predictor if questions.tasks == () else self._ranker
 
-    def _describe(self, customers: Iterable | None, days: Sequence[float] | None, as_of: Time) -> pd.DataFrame:
+    def _describe(
+        self, customers: Iterable | None, days: Sequence[float] | None, as_of: Time, known: object
+    ) -> pd.DataFrame:
         """Forecasts and, of a model that was fine-tuned to a label, predictions."""
-        table = self.forecast(customers, days, as_of)
+        table = self.forecast(customers, days, as_of, known)
         if self._predictor.head != PREDICTING:
             return table
         return table.join(self.predict(customers, as_of))
@@ -617,6 +636,18 @@ def _read_known(known: object) -> Known | None:
 def _make_table(ids: Sequence[str], columns: Columns) -> pd.DataFrame:
     values = {name: numbers.double().numpy() for name, numbers in columns.items()}
     return pd.DataFrame(values, pd.Index(ids, name="customer"))
+
+
+def _discount(table: pd.DataFrame, told: CustomerForecasts, steps: Sequence[float], rate: float) -> pd.DataFrame:
+    """What expected numbers are worth now: those of each step `(S,)` count as of the middle of it."""
+    days = np.array([0.0, *steps])
+    worth = (1 + rate) ** (-(days[1:] + days[:-1]) / 2 / DAYS_OF_YEAR)  # (S,)
+    columns: dict[str, NDArray] = {}
+    for quantity in told.quantities:
+        expected = table[[f"{quantity}_{day:g}d" for day in steps]].to_numpy()  # (B, S), rising
+        values = (np.diff(expected, axis=1, prepend=0.0) * worth).cumsum(1)
+        columns |= {f"{quantity}_{day:g}d_discounted": values[:, steps.index(day)] for day in told.days}
+    return pd.DataFrame(columns, table.index)
 
 
 def read_frame(events: object, schema: EventSchema | Mapping | None = None) -> pd.DataFrame:

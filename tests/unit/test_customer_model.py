@@ -275,6 +275,22 @@ def test_who_has_no_event_yet_is_no_customer_yet(fitted, log):
         model.embed(as_of="2000-01-01")
 
 
+def test_what_comes_later_is_worth_less(fitted):
+    model, days, rate = fitted[0], [30, 45, 90], 0.5
+    plain, told = model.forecast(days=days), model.forecast(days=days, discount_rate=rate)
+    pd.testing.assert_frame_equal(told[[*plain]], plain, rtol=1e-4)
+    for name in ("visits", "price"):
+        steps = model.forecast(days=[30, 45, 60, 90])
+        values, before = 0, 0
+        for middle, day in zip((15, 37.5, 52.5, 75), (30, 45, 60, 90), strict=True):
+            expected = steps[f"{name}_{day}d"]
+            values, before = values + (expected - before) / (1 + rate) ** (middle / 365.25), expected
+            if day in days:
+                np.testing.assert_allclose(told[f"{name}_{day}d_discounted"], values, rtol=1e-5)
+    free = model.forecast(days=days, discount_rate=0)
+    np.testing.assert_allclose(free["price_90d_discounted"], plain["price_90d"], rtol=1e-4)
+
+
 def test_7_and_its_text_are_one_customer(fitted, log):
     model, own = fitted[0], log[log["who"] == "c07"]
     ids = [(7, "7", 7.0)[index % 3] for index in range(len(own))]
@@ -366,6 +382,7 @@ ASKED = {
     "a number": (lambda model: model.recommend(7), "`customers` is 7, expected a list"),
     "nobody": (lambda model: model.embed([]), "`customers` is empty"),
     "unknown label": (lambda model: model.explain("c07", "item 99"), "No task of .* has the label 'item 99'"),
+    "no discount": (lambda model: model.forecast(discount_rate=-1), "`discount_rate` is -1; give a share"),
     "days without list": (lambda model: model.forecast(days=30), r"`days` is 30; give a list .* days=\[30\]"),
     "uneven candidates": (
         lambda model: model.recommend(candidates={"item": ["item 03"], "aisle": ["aisle 0", "aisle 1"]}),
