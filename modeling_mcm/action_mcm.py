@@ -21,15 +21,14 @@ from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from transformers import initialization as init
+from torch import Tensor
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, auto_docstring
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_mcm import FIRST_LABEL, MCMConfig
 from .modeling_mcm import MCMForMultiTaskRecommendation
-from .state_mcm import Exact, decay_weights, find_events, sum_by_value
+from .state_mcm import Exact, ZeroLinear, decay_weights, find_events, sum_by_value
 
 # Half-lives of the counts, in days; events are also counted undecayed.
 OFFER_HALF_LIVES = (14.0, 60.0, 365.0)
@@ -84,8 +83,8 @@ class ActionHead(Exact):
 
     def __init__(self, numbers: int, labels: int, outcomes: int):
         super().__init__()
-        self.numbers = nn.Linear(numbers, outcomes)
-        self.labels = nn.Linear(labels, outcomes, bias=False)
+        self.numbers = ZeroLinear(numbers, outcomes)
+        self.labels = ZeroLinear(labels, outcomes, bias=False)
 
     def forward(self, numbers: Tensor, labels: Tensor, offered: Tensor) -> Tensor:
         """Log-odds `(B, K, O)` from numbers `(B, K, X)`, the labels of each action `(A, V)`, and which action each
@@ -100,14 +99,6 @@ class MCMForActionRecommendation(MCMForMultiTaskRecommendation):
         size = len(number_names(config)) + config.embedding_size
         self.action_head = ActionHead(size, sum(config.label_sizes.values()), len(config.action_outcomes))
         self.post_init()
-
-    @torch.no_grad()
-    def _init_weights(self, module):
-        super()._init_weights(module)
-        head = getattr(self, "action_head", None)
-        if head is not None and module in head.children():  # all offers get the same prediction
-            for value in module.parameters():
-                init.zeros_(value)
 
     def action_labels(self, action_ids: Tensor, rows: Tensor, count: int) -> Tensor:
         """Which labels each action has, as 0 or 1 in the order of the tasks, of shape `(A, V)`, from the feature ids

@@ -14,14 +14,13 @@ from typing import cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from transformers import initialization as init
+from torch import Tensor
 from transformers.utils import ModelOutput, auto_docstring
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_mcm import FIRST_LABEL, MCMConfig
 from .modeling_mcm import MCMModel, MCMPreTrainedModel
-from .state_mcm import Exact, sum_by_value
+from .state_mcm import Exact, ZeroLinear, sum_by_value
 
 # transformers' names of the two kinds of labels
 REGRESSION, CLASSIFYING = "regression", "single_label_classification"
@@ -62,8 +61,8 @@ class PredictionHead(Exact):
 
     def __init__(self, numbers: int, labels: int, classes: int):
         super().__init__()
-        self.state = nn.Linear(numbers, classes)
-        self.labels = nn.Linear(labels, classes, bias=False)
+        self.state = ZeroLinear(numbers, classes)
+        self.labels = ZeroLinear(labels, classes, bias=False)
 
     def forward(self, numbers: Tensor, counts: Tensor) -> Tensor:
         """Scores `(B, C)` from numbers `(B, S + K + E)` and counts `(B, V)`, as [`MCMPredictionOutput`] has them."""
@@ -105,14 +104,6 @@ class MCMForCustomerPrediction(MCMPreTrainedModel):
         size = config.state_size + sum(map(len, config.label_columns.values())) + self.num_kinds
         self.prediction_head = PredictionHead(size, sum(config.label_sizes.values()), self.num_labels)
         self.post_init()
-
-    @torch.no_grad()
-    def _init_weights(self, module):
-        super()._init_weights(module)
-        head = getattr(self, "prediction_head", None)
-        if head is not None and module in head.children():  # all customers get the same prediction
-            for value in module.parameters():
-                init.zeros_(value)
 
     def predictions(self, logits: Tensor) -> dict[str, Tensor]:
         """Names the predictions `(B,)` of `logits` `(B, C)`: the probability of each class, or the number."""

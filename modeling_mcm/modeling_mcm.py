@@ -31,7 +31,7 @@ from .forecaster_mcm import CustomerForecasts, VisitForecaster
 from .losses_mcm import Targets, TaskLabels, compute_in_parts, group_customers, task_losses
 from .readout_mcm import READOUTS, PrefixEnds, find_prefixes
 from .scorer_mcm import NEXT_VISIT, WITHIN, LabelScorer, Readout, check_horizon, read_histories
-from .state_mcm import CustomerState, Exact
+from .state_mcm import CustomerState, Exact, ZeroLinear
 
 logger = logging.get_logger(__name__)
 HUB_OPTIONS = "repo_id", "commit_message", "private", "token", "create_pr"  # of `save_pretrained(push_to_hub=True)`
@@ -208,9 +208,9 @@ class MCMPreTrainedModel(PreTrainedModel):
                 init.zeros_(module.weight[module.padding_idx])
         elif isinstance(module, LabelScorer | CustomerState | VisitForecaster):
             module.reset_parameters()
-        elif isinstance(module, nn.ParameterList):
-            for bias in module:
-                init.zeros_(bias)
+        elif isinstance(module, nn.ParameterList | ZeroLinear):
+            for value in module.parameters():
+                init.zeros_(value)
 
 
 def create_window_mask(config: MCMConfig, hidden: Tensor, unit_mask: Tensor) -> Any:

@@ -64,6 +64,10 @@ class Exact(nn.Module):
         return super()._apply(move, recurse)
 
 
+class ZeroLinear(nn.Linear):
+    """A linear layer of a head that starts at 0: all customers, or offers, get the same prediction."""
+
+
 class CustomerState(Exact):
     """The state of a customer at a time t:
 

@@ -1,6 +1,6 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""The examples as a person runs them, on a small log. The others: 1 in test_docs, 2 in test_offers, 4 in
+"""The examples as a person runs them, on a small log. The others: 1 and 6 in test_docs, 2 in test_offers, 4 in
 test_predict, 7 and 9 in test_finetuning, 8 in test_hub."""
 
 import importlib

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The code and the outputs that README.md and docs/ show: they run, and say what the page says."""
 
+import importlib
 import re
 import runpy
 from calendar import month_name
@@ -12,8 +13,6 @@ from strange_frames import make_purchases
 from tutorial import DUMMY, EXAMPLE, PAGE, README, ROOT, example_code, excerpt, frame_code, run_tutorial
 
 from modeling_mcm import MCMFeatureExtractor, MCMForMultiTaskRecommendation
-
-FORWARD_PASS = ROOT / "docs" / "how_it_works.md"
 
 
 def test_the_readme_shows_an_example_and_what_it_prints(monkeypatch, capsys):
@@ -50,26 +49,22 @@ def customer(extractor, visits):
     return extractor({"events": events, "profile": {"age": "25-34"}}, as_of="2017-12-24")
 
 
-@pytest.mark.parametrize("visits", [4, 66])  # the second is longer than the attention window
+@pytest.mark.parametrize("count", [4, 66])  # the second is longer than the attention window
 @pytest.mark.parametrize("task", ["product_category", "department"])
 @torch.no_grad()
-def test_the_page_computes_the_forward_pass(task, visits):
-    code = re.findall(r"```python\n(.*?)```", FORWARD_PASS.read_text(encoding="utf-8"), flags=re.DOTALL)
+def test_the_example_computes_the_forward_pass(task, count):
+    example = importlib.import_module("6_forward_pass")
     model = MCMForMultiTaskRecommendation.from_pretrained(DUMMY).eval()
-    inputs = customer(MCMFeatureExtractor.from_pretrained(DUMMY), visits)
-    names = {
-        "ids": "input_ids",
-        "visits": "visit_ids",
-        "days": "event_times",
-        "values": "event_values",
-        "as_of": "as_of",
-    }
-    space = {"model": model, "task": task} | {name: inputs[given][0] for name, given in names.items()}
-    assert len(space["visits"].unique()) == visits + 1
-    exec("\n".join(code), space)
+    inputs = customer(MCMFeatureExtractor.from_pretrained(DUMMY), count)
+    ids, visits, days, values, as_of = (
+        inputs[name][0] for name in ("input_ids", "visit_ids", "event_times", "event_values", "as_of")
+    )
+    assert len(visits.unique()) == count + 1
     expected = model(**inputs)
-    torch.testing.assert_close(space["scores"], expected.logits[task][0], atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(space["state"], expected.pooler_output[0], atol=1e-5, rtol=1e-5)
+    scores = example.compute_scores(model, task, ids, visits, days, as_of)
+    torch.testing.assert_close(scores, expected.logits[task][0], atol=1e-5, rtol=1e-5)
+    state = example.compute_state(model, ids, visits, days, values, as_of)
+    torch.testing.assert_close(state, expected.pooler_output[0], atol=1e-5, rtol=1e-5)
 
 
 def masked(text):

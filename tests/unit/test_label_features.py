@@ -1,13 +1,8 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""The numbers of candidate labels are those of plain loops over events, one by one, and a page lists them.
+"""The numbers of candidate labels are those of plain loops over events, one by one."""
 
-`pytest tests/unit/test_label_features.py --update-golden` writes their list into docs/how_it_works.md.
-"""
-
-from itertools import groupby
 from math import log, log1p, log2
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,7 +13,6 @@ from modeling_mcm.scorer_mcm import LabelTables, Readout, candidate_features
 
 SIZES, VISITS, GAP = (9, 7), 300, 2.5  # labels of each task; visits of all customers, and their median gap
 PADDED = 24
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "how_it_works.md"
 
 
 def draw_customer(generator, length):
@@ -213,18 +207,7 @@ def test_each_number_is_that_of_a_loop(has_times, counted):
                 assert value == pytest.approx(values[each.name], rel=1e-4, abs=2e-5), (row, label, each.name)
 
 
-def test_the_page_lists_the_numbers(request):
-    lines = []
-    for group in dict.fromkeys(each.group for each in FEATURES):
-        lines.append(f"\n**{group}**\n")
-        for meaning, same in groupby((each for each in FEATURES if each.group == group), lambda each: each.meaning):
-            numbers = list(same)
-            lines.append(f"- {', '.join(f'`{number.name}`' for number in numbers)} ({numbers[0].unit}): {meaning}")
-    head, mark, shown = PAGE.read_text(encoding="utf-8").partition("x is the number that the sentence names.\n")
-    if request.config.getoption("update_golden"):
-        shown = "\n".join([*lines, ""])
-        PAGE.write_text(head + mark + shown, encoding="utf-8")
-    assert shown == "\n".join([*lines, ""])
+def test_each_number_has_a_name_of_its_own():
     assert len({each.name for each in FEATURES}) == len(FEATURES)
 
 
