@@ -489,6 +489,17 @@ class CustomerForecasts:
             if (until := max((read_day(last) for _, last, _ in known.get(name, ())), default=0)) < end:
                 raise UnknownDaysError(name, until, end)
 
+    def find_busy(self, as_of: float) -> list[float]:
+        """How many times as many visits the calendar gives a day of each horizon from `as_of` on, in days since
+        1970-01-01, as a day of the window before it."""
+        if self.forecaster is None:
+            return []
+        at = torch.tensor([as_of], dtype=torch.float64, device=self.forecaster.calendar.counts.device)
+        _, ends, _ = self.forecaster.calendar.bend(
+            at[:, None], at, self.days, float(self.forecaster.window), self.known
+        )
+        return (ends[0] / ends.new_tensor(self.days)).tolist()
+
     def compute(
         self, visits: Visits, as_of: Tensor, as_of_days: Tensor | None = None, known: Known | None = None
     ) -> dict[str, Tensor]:

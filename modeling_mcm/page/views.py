@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from modeling_mcm.events_mcm import SECONDS_PER_DAY
 from modeling_mcm.forecaster_mcm import ALIVE, CHANCE, DAYS_TO_VISIT
 from modeling_mcm.inputs_mcm import CUSTOMER
 from modeling_mcm.live import LiveCustomer
@@ -341,13 +342,16 @@ class PageContent:
         return values
 
     def _add_up(self, table: pd.DataFrame) -> pd.DataFrame:
-        """What customers will do together in each horizon, beside what the same forecasts said before."""
+        """What customers will do together in each horizon, beside what the same forecasts said before; and by how much
+        the calendar makes its days busier than those that the forecasts read."""
+        busier = [100 * (each - 1) for each in self.forecasts.find_busy(self.histories.as_of / SECONDS_PER_DAY)]
         rows = [
-            [self.names[f"{name}_{day}d"].removeprefix("mean "), *self._compare(table.index, name, day)]
-            for day in self.days
+            [self.names[f"{name}_{day}d"].removeprefix("mean "), *self._compare(table.index, name, day), more]
+            for day, more in zip(self.days, busier, strict=True)
             for name in (*self._sums, "visits")
         ]
-        return pd.DataFrame(rows, columns=["total", "forecast", "the last one said", "came", "error, %"]).round(1)
+        columns = ["total", "forecast", "the last one said", "came", "error, %", "calendar, %"]
+        return pd.DataFrame(rows, columns=columns).round(1)
 
     def _choose_sent(self, table: pd.DataFrame, likely: pd.DataFrame, number: int) -> Answer:
         """The best offer of each customer; without a checkpoint for offers, the label that is likelier than usual by

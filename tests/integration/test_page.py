@@ -423,6 +423,9 @@ def test_totals_are_beside_what_the_last_forecast_said_and_what_came(histories, 
     came = events.loc[events["who"].isin(told.index), "price"].sum()
     assert total["came"] == pytest.approx(came, abs=0.06)
     assert total["error, %"] == pytest.approx(100 * (told["a.b_90d"].sum() / came - 1), abs=0.1)
+    forecasts = histories.model.model.customer_forecasts
+    busy = dict(zip(forecasts.days, forecasts.find_busy(histories.as_of / 86400), strict=True))
+    assert total["calendar, %"] == pytest.approx(100 * (busy[90] - 1), abs=0.051)
     groups = ask(page, views.GROUPS, words)
     if words:
         assert groups.loc["age: young", "customers"] == len(names) and "age: old" not in groups.index

@@ -109,6 +109,17 @@ def test_weekdays_are_expected():
     assert max(days) > 2 * min(days) and max(evenly) < 1.5 * min(evenly)
 
 
+def test_how_busy_the_days_to_come_are_is_told():
+    effects = campaigns(360, STARTS, 2.2)
+    shop = Shop(make_shop(effects), 300, read_campaigns())
+    forecasts = CustomerForecasts(shop.config, shop.forecaster, [7.0, 14.0])
+    window = int(shop.config.forecast_window)
+    wanted = [effects[300 : 300 + days].mean() / effects[300 - window : 300].mean() for days in (7, 14)]
+    assert forecasts.find_busy(FIRST + 300.0) == pytest.approx(wanted, rel=0.08)
+    quiet = CustomerForecasts(shop.config, Shop(make_shop(effects), 300, reads_calendar=False).forecaster, [7.0])
+    assert quiet.find_busy(FIRST + 300.0) == pytest.approx([1.0])
+
+
 def test_in_a_shop_of_even_days_nothing_changes():
     log = make_shop(np.ones(400), seed=1)
     read, blind = (Shop(log, 380, reads_calendar=reads).forecast(30) for reads in (True, False))
