@@ -20,7 +20,7 @@ from transformers.utils import logging
 from modeling_mcm.action_mcm import MCMForActionRecommendation
 from modeling_mcm.configuration_mcm import FIRST_VALUE_ID
 from modeling_mcm.customer_mcm import MCMForCustomerPrediction
-from modeling_mcm.data.cases import CUTOFFS, deciding_tasks
+from modeling_mcm.data.cases import CUTOFFS, find_targets
 from modeling_mcm.data.dataset import (
     MANIFEST_FILE,
     PAGE_FILE,
@@ -335,8 +335,7 @@ class Histories:
 
     def _is_target(self, row: Row) -> BoolArray:
         """Which events of a row are targets. Only visits with one count: a letter that the shop sent is no visit."""
-        tasks = deciding_tasks(self.extractor.tasks, self.extractor.token_type_feature)
-        return np.any([row[f"task_{task}"] > 0 for task in tasks], axis=0)
+        return find_targets(Customers.of([row]), self.extractor.tasks, self.extractor.token_type_feature)
 
     def _texts(self, row: Row, is_chosen: BoolArray, task: str) -> list[str]:
         """The labels of some events of a row, each once."""

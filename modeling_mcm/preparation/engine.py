@@ -229,27 +229,22 @@ def caching(connection: ibis.BaseBackend) -> Iterator[Callable[[ir.Table], ir.Ta
             yield lambda table: connection.create_table(ibis.util.gen_name("mcm"), table, temp=True)
 
 
-def each_group(
-    table: ir.Table,
-    key: str,
-    number: int,
-    use: Callable[[int, pa.Table], dict],
-) -> Iterator[dict]:
-    """Applies `use` to each group of rows, and gives what it returns, values that JSON can hold, in the order of the
-    groups. On DuckDB one group after the other comes into this process, on Spark each goes to a worker. The column
-    `key` of `table` has the number of the group, from 0."""
+def each_shard(table: ir.Table, number: int, use: Callable[[int, pa.Table], dict]) -> Iterator[dict]:
+    """Applies `use` to the rows of each shard, and gives what it returns, values that JSON can hold, in the order of
+    the shards. On DuckDB one shard after the other comes into this process, on Spark each goes to a worker. The column
+    `shard` of `table` has the number of the shard, from 0."""
     connection = table.get_backend()
     if connection.name != SPARK:
-        for group in range(number):
-            yield use(group, table.filter(table[key] == group).to_pyarrow())
+        for index in range(number):
+            yield use(index, table.filter(table.shard == index).to_pyarrow())
         return
 
-    def used(group: pa.Table) -> pa.Table:
-        index = group[key][0].as_py()
-        return pa.table({"group": pa.array([index], pa.int64()), "made": [json.dumps(use(index, group))]})
+    def used(rows: pa.Table) -> pa.Table:
+        index = rows["shard"][0].as_py()
+        return pa.table({"shard": pa.array([index], pa.int64()), "made": [json.dumps(use(index, rows))]})
 
     with worker_errors():
-        frame = open_session(connection).sql(str(ibis.to_sql(table, dialect="pyspark"))).groupBy(key)
-        made = frame.applyInArrow(used, "`group` long, made string").toArrow().sort_by("group")
+        frame = open_session(connection).sql(str(ibis.to_sql(table, dialect="pyspark"))).groupBy("shard")
+        made = frame.applyInArrow(used, "shard long, made string").toArrow().sort_by("shard")
     for text in made["made"].to_pylist():
         yield json.loads(text)

@@ -37,7 +37,7 @@ with needs("data"):
     import ibis
     import ibis.expr.types as ir
 
-    from .engine import SPARK, caching, each_group, open_engine
+    from .engine import SPARK, caching, each_shard, open_engine
     from .tables import (
         LEAST_TARGET_VISITS,
         add_shard,
@@ -66,13 +66,7 @@ def _reusable(output_dir: Path, facts: dict, overwrite: bool, reuse: bool) -> Pr
         except ValueError as error:  # the manifest has another format, or is damaged
             differs = f"it can't be reused ({str(error).removesuffix('.')})"
         else:
-            # The schema is read and written again, because an older one lacks keys that were added since.
-            earlier = {
-                "schema": EventSchema.from_dict(manifest.schema).to_dict(),
-                "input": manifest.input,
-                "options": manifest.options,
-            }
-            changed = [key for key, value in facts.items() if earlier[key] != value]
+            changed = [key for key, value in facts.items() if getattr(manifest, key) != value]
             inputs = facts["input"]
             if inputs["events"] is None or (facts["schema"].get("profile") and inputs["profile"] is None):
                 changed.append("input")
@@ -133,7 +127,7 @@ def _write_shards(
         entry = write_shard(table, directory / f"customers-{index:05d}-of-{number:05d}.parquet")
         return {"entry": entry, "counts": counts}
 
-    for written in each_group(events, "shard", number, write):
+    for written in each_shard(events, number, write):
         if not (directory / written["entry"]["file"]).is_file():
             raise OSError(
                 f"{written['entry']['file']} was written by a worker and is not in {directory.parent.parent}: give an "

@@ -34,7 +34,7 @@ from .sources import Source, describe
 with needs("data"):
     import ibis.expr.types as ir
 
-    from .engine import caching, each_group, open_engine
+    from .engine import caching, open_engine
     from .tables import add_shard, choose_events, count_rows, find_new_values, open_rows
 
 logger = logging.get_logger(__name__)
@@ -91,15 +91,8 @@ def add_events(
         if schema.profile:
             profiles = connection.read_parquet(data.folder / LOG / LOG_PROFILE).drop(*BAD).drop_null("customer_id")
             rows = rows.left_join(profiles, "customer_id").drop("customer_id_right")
-        encoder, number = ShardEncoder(schema, extractor), rows.shard.max().to_pyarrow()
-        encoded: list[pa.Table] = []
-
-        def encode(index: int, group: pa.Table) -> dict:
-            encoded.append(encoder.encode(group)[0])
-            return {}
-
-        for _ in each_group(rows, "shard", number.as_py() + 1, encode):
-            pass
+        encoder, number = ShardEncoder(schema, extractor), rows.shard.max().to_pyarrow().as_py() + 1
+        encoded = [encoder.encode(rows.filter(rows.shard == index).to_pyarrow())[0] for index in range(number)]
         rows_read = count_rows(new) + bad
     shards, events_added = merge_shards(data, pa.concat_tables(encoded), folder)
     for entry in manifest.log:

@@ -250,8 +250,7 @@ def fit(
             elif spec.kind == DAYS_SINCE_VISIT:
                 bins[spec.name] = fit_bins(days_between_visits(training), spec.bins)
             elif spec.name in columns:
-                column = columns[spec.name]  # each of several values of an event counts
-                values = fit_values(column if spec.item is None else column.unnest(), spec)
+                values = fit_values(_each_value(columns[spec.name], spec), spec)
                 later: list[list[str]] = [[], []]
                 if spec in schema.features and spec != schema.token_feature:  # kinds decide what a target is
                     later = find_later_values(events, names[spec.name], spec, len(values))
@@ -300,13 +299,23 @@ def check_same_features(extractor: MCMFeatureExtractor, schema: EventSchema) -> 
             )
 
 
+def _each_value(column: Value, spec: FeatureSpec) -> Value:
+    """The column, with each of several values of an event."""
+    return column if spec.item is None else column.unnest()
+
+
+def _count_values(column: Value, spec: FeatureSpec) -> Table:
+    """The values of a column with at least `min_count` events, and the `number` of these."""
+    table = column.name("value").as_table()
+    counts = table.filter(table.value.notnull()).group_by("value").agg(number=_.count())
+    return counts.filter(counts.number >= spec.min_count)
+
+
 def fit_values(column: Value, spec: FeatureSpec) -> list[str]:
     """Finds the values of a feature that are frequent enough. The engine leaves out values by their counts alone, and
     the order is made in this process, so no engine has to sort all values. Returns values with at least `min_count`
     events, `max_values` at most, the most frequent first and equally frequent ones by their text."""
-    table = column.name("value").as_table()
-    counts = table.filter(table.value.notnull()).group_by("value").agg(number=_.count())
-    frequent, most = counts.filter(counts.number >= spec.min_count), spec.max_values or MOST_VALUES
+    frequent, most = _count_values(column, spec), spec.max_values or MOST_VALUES
     if spec.max_values:
         frequent = frequent.order_by(ibis.desc("number"))
     values = frequent.limit(most + 1).to_pyarrow().sort_by([("number", "descending"), ("value", "ascending")])
@@ -328,10 +337,7 @@ def fit_values(column: Value, spec: FeatureSpec) -> list[str]:
 
 def find_new_values(events: Table, name: str, spec: FeatureSpec, known: Sequence[str]) -> list[str]:
     """Finds the values of a column of events that are not known and frequent enough, the most frequent first."""
-    column = events[name] if spec.item is None else events[name].unnest()
-    table = column.name("value").as_table()
-    counts = table.filter(table.value.notnull()).group_by("value").agg(number=_.count())
-    counts = counts.filter(counts.number >= spec.min_count).to_pyarrow()
+    counts = _count_values(_each_value(events[name], spec), spec).to_pyarrow()
     new = counts.filter(pc.invert(pc.is_in(counts["value"], pa.array(known, pa.string()))))
     values = new.sort_by([("number", "descending"), ("value", "ascending")])["value"].to_pylist()
     return values[: max((spec.max_values or MOST_VALUES) - len(known), 0)]
@@ -341,8 +347,7 @@ def find_later_values(events: Table, name: str, spec: FeatureSpec, number: int) 
     """Finds the values of a column of events that training has not, or too rarely, beside its `number` of values:
     those that are frequent enough by the end of period 1, and by the end of the log, the most frequent first.
     `max_values` holds for all together."""
-    column = events[name] if spec.item is None else events[name].unnest()
-    table = events.select(value=column, period=events.period)
+    table = events.select(value=_each_value(events[name], spec), period=events.period)
     periods = {f"until_{period}": (_.period <= period).sum() for period in range(PERIODS)}
     counts = table.filter(table.value.notnull()).group_by("value").agg(**periods)
     new = counts.filter((counts.until_2 >= spec.min_count) & (counts.until_0 < spec.min_count)).to_pyarrow()

@@ -103,9 +103,7 @@ def fit_linear(
                 number += count
                 fits = _fit_path(z.of(~held_out), y[~held_out], outputs, compute_loss, penalties)
                 for index, parameters in enumerate(fits):
-                    path_losses[index] += compute_loss(_score(left, parameters), y[held_out]).item() * int(
-                        held_out.sum()
-                    )
+                    path_losses[index] += compute_loss(_score(left, parameters), y[held_out]).item() * count
     if y.is_floating_point() and y.ndim == 1:  # squares of what a number lacks, normal with their mean as variance
         number = max(number // len(scales), 1)
         losses = number / 2 * np.log(losses.clip(min=1e-12) / number)

@@ -115,7 +115,6 @@ def measure_encoder(
     log: CountedLog,
     examples: ExampleTable,
     scored: Sequence[ScoredCases],
-    device: torch.device | None = None,
 ) -> float:
     """Measures how well counts and an encoder predict validation together: the mean cross-entropy of a target of
     the next visit, summed over the tasks, with each task's best weights of the readout's probability and rank. An
@@ -125,11 +124,10 @@ def measure_encoder(
         model ([`MCMForMultiTaskRecommendation`]): The model in training.
         examples ([`ExampleTable`]): Validation cases.
         scored (`Sequence[ScoredCases]`): Their candidates by task, of [`score_by_counts`].
-        device (`torch.device`, *optional*): That of the model, the default.
     """
     places = torch.full((len(examples.row),), -1)  # (E,): of each case in the batch
     every = torch.cat([cases.case for cases in scored]).unique().numpy(force=True)
-    for chosen, _, batch in read_batches(log, examples, every, device or model.device):
+    for chosen, _, batch in read_batches(log, examples, every, model.device):
         places.fill_(-1)[torch.from_numpy(chosen)] = torch.arange(len(chosen))
         logits = model(**batch, parts=()).logits.values()  # of the readout, as there are labels
         for cases, scores in zip(scored, logits, strict=True):

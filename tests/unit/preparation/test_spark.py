@@ -17,7 +17,7 @@ from synthetic_log import SCHEMA, TEST, make_log, make_profile, read_log, run, s
 
 from modeling_mcm.data import EventSchema
 from modeling_mcm.preparation import prepare
-from modeling_mcm.preparation.engine import each_group, open_engine
+from modeling_mcm.preparation.engine import each_shard, open_engine
 
 FITTED = ("feature_extractor/vocabularies.json", "feature_extractor/preprocessor_config.json")
 
@@ -113,7 +113,7 @@ def test_the_error_of_a_worker_is_raised(connection):
 
     table = connection.create_view("few", ibis.memtable({"shard": [0, 1], "value": [1, 2]}))
     with pytest.raises(OSError, match="Spark failed: OSError: .Errno 28. No space left on device"):
-        list(each_group(table, "shard", 2, fail))
+        list(each_shard(table, 2, fail))
 
 
 def test_a_session_that_runs_keeps_its_master(spark, tmp_path):
