@@ -152,10 +152,12 @@ class CustomerForecastPipeline(_CustomerPipeline):
             times. Default: the time of each customer's last event.
         days (`list[float]`, *optional*): Horizons, such as `[180, 365]`, up to twice the training period. Default:
             those of the config.
+        known (`dict`, *optional*): What is known of days beside `config.known`, as [`~data.read_known`] reads it of a
+            table, such as `{"campaign": [["2024-05-01", "2024-05-07", 1.0]]}`.
     """
 
     NAME, QUESTION = "customer-forecast", {"forecasts": True}
-    OPTIONS = {"as_of": "as_of", "days": "days"}
+    OPTIONS = {"as_of": "as_of", "days": "days", "known": "known"}
 
     def check_model(self) -> None:
         """Raises [`MissingForecastsError`] if the checkpoint has no trained forecasts."""

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from modeling_mcm.action_mcm import MCMForActionRecommendation
+from modeling_mcm.calendar_mcm import Known
 from modeling_mcm.customer_mcm import MCMForCustomerPrediction
 from modeling_mcm.events_mcm import (
     RawEvent,
@@ -240,10 +241,12 @@ class LiveCustomer(LiveHistory):
         """The customer embedding, float32 of shape `(S,)`."""
         return self._ask(Questions(as_of, embedding=True))[0][EMBEDDING][0].numpy()
 
-    def forecast(self, as_of: Time = None, days: Sequence[float] | None = None) -> dict[str, float]:
-        """Forecasts from `as_of` on by name, as [`CustomerForecastPipeline`] returns them. Raises
-        [`MissingForecastsError`], a `ValueError`, if the checkpoint has no trained forecasts."""
-        columns, _ = self._ask(Questions(as_of, forecasts=True, days=days))
+    def forecast(
+        self, as_of: Time = None, days: Sequence[float] | None = None, known: Known | None = None
+    ) -> dict[str, float]:
+        """Forecasts from `as_of` on by name, as [`CustomerForecastPipeline`] returns them, whose options these are.
+        Raises [`MissingForecastsError`], a `ValueError`, if the checkpoint has no trained forecasts."""
+        columns, _ = self._ask(Questions(as_of, forecasts=True, days=days, known=known))
         return {name: value.item() for name, value in columns.items()}
 
     def explain(self, task: str, label: object = None, as_of: Time = None) -> Explanation:

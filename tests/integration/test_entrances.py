@@ -36,6 +36,7 @@ from modeling_mcm import (
     MCMForMultiTaskRecommendation,
 )
 from modeling_mcm.action_inputs_mcm import EncodedActions
+from modeling_mcm.calendar_mcm import join_known
 from modeling_mcm.data import EventSchema, PreparedData
 from modeling_mcm.data.collator import MCMCollator
 from modeling_mcm.data.dataset import END
@@ -53,9 +54,11 @@ from modeling_mcm.preparation import prepare
 from modeling_mcm.refresh import refresh
 from modeling_mcm.training.counting import describe_counts
 
+KNOWN_COLUMNS = ["name", "from", "to", "value"]
 AS_OF, K = "2017-12-31", 4
 # Of 100 days until AS_OF a busy one each week, and a closed week to come
 CALENDAR = {"calendar": [17431, 100], "known": {"closed": [["2018-01-03", "2018-01-09", 1.0]]}}
+DAY_OFF = {"closed": [["2018-01-15", "2018-01-15", 0.5]]}
 FOURTH = "the fourth label"  # of the vocabulary, whatever it is
 TEXT = "%Y-%m-%dT%H:%M:%S.%f"
 
@@ -120,6 +123,7 @@ QUESTIONS = {
     "what is new, but for a label": {"tasks": ["items"], "exclude": ["seen", FOURTH]},
     "embedding": {"embedding": True},
     "forecasts": {"forecasts": True, "days": [3.0, 40.0]},
+    "forecasts with a day off": {"forecasts": True, "days": [3.0, 40.0], "known": DAY_OFF},
     "label": {"prediction": True},
     "offers": {"offers": True},
 }
@@ -230,6 +234,8 @@ def ask_by_hand(shop, question, as_of=AS_OF, with_profile=True, inputs=None):
         days = question.get("days", []) + [30.0] * bool(question.get("horizon_days"))
         time = torch.tensor([pd.Timestamp(as_of).timestamp() / 86400], dtype=torch.float64)
         calendar = {} if extractor.order else {"as_of_days": time}
+        if "known" in question:
+            calendar["known"] = join_known(model.config.known, question["known"])
         output = model(**batch, horizon_days=question.get("horizon_days"), forecast_days=days or None, **calendar)
         if "embedding" in question:
             answers[name] = {str(place): value for place, value in enumerate(output.pooler_output[0].tolist())}
@@ -288,7 +294,7 @@ def ask_pipelines(shop, question, at_construction=False):
     kind, more = {
         "tasks": (PreferenceScoresPipeline, {"top_k": K}),
         "embedding": (CustomerEmbeddingPipeline, {}),
-        "forecasts": (CustomerForecastPipeline, {"days": question.get("days")}),
+        "forecasts": (CustomerForecastPipeline, {name: question.get(name) for name in ("days", "known")}),
         "prediction": (CustomerPredictionPipeline, {}),
         "offers": (ActionScoresPipeline, {"actions": shop.actions}),
     }[what]
@@ -327,7 +333,7 @@ def ask_one(live, shop, question, *time):
     if "embedding" in question:
         return live.embedding(*time)
     if "forecasts" in question:
-        return live.forecast(*time, days=question["days"])
+        return live.forecast(*time, days=question["days"], known=question.get("known"))
     if "prediction" in question:
         return live.predict(*time)
     if "offers" in question:
@@ -340,6 +346,11 @@ def unprefixed(column):
     return column.removeprefix("predicted_")
 
 
+def write_known(known):
+    """The table of what is known of days."""
+    return pd.DataFrame([(name, *row) for name, rows in known.items() for row in rows], columns=KNOWN_COLUMNS)
+
+
 def ask_frame(shop, question):
     if "offers" in question:
         return None  # which has none
@@ -349,7 +360,8 @@ def ask_frame(shop, question):
     if "embedding" in question:
         return {name: flatten(row) for name, row in model.embed(**time).T.to_dict("list").items()}
     if "forecasts" in question:
-        return model.forecast(days=question["days"], **time).to_dict("index")
+        known = question.get("known") and write_known(question["known"])
+        return model.forecast(days=question["days"], known=known, **time).to_dict("index")
     if "prediction" in question:
         return model.predict(**time).rename(columns=unprefixed).to_dict("index")
     table = model.recommend(k=K, **choose(shop, question, **time))
@@ -372,6 +384,9 @@ def read_predictions(shop, question):
         {} if shop.extractor.order else {"as_of": AS_OF}
     )
     options |= {name: question[name] for name in ("horizon_days", "exclude") if name in question}
+    if "known" in question:
+        write_known(question["known"]).to_csv(shop.place / "known.csv", index=False)
+        options["known"] = shop.place / "known.csv"
     options |= {"candidates": shop.place / "stock.parquet", "per_group": "aisle=1"} if "candidates" in question else {}
     words = [word for name, value in options.items() for word in (f"--{name}", value)]
     for name in ("tasks", "days"):
@@ -400,8 +415,8 @@ def read_predictions(shop, question):
 
 
 def ask_service(shop, question):
-    if "candidates" in question:
-        return None  # a request names labels, not their aisles
+    if "candidates" in question or "known" in question:
+        return None  # a request names labels, not their aisles, and no days
     clock = {"clock": lambda: datetime(2018, 2, 2, tzinfo=UTC)}
     service = make_service(shop.model, shop.extractor, shop.place / "state.db", **clock)
     client, answers = make_client(service), {}
@@ -439,6 +454,8 @@ def ask_service(shop, question):
 def ask_page(shop, question):
     if shop.kind == "refreshed" or shop.extractor.order or "prediction" in question or "offers" in question:
         return None  # which shows logs with times as of a cutoff, and a head beside the scores
+    if "known" in question:
+        return None
     files = (str(shop.place / name) for name in ("data", "events.parquet", "profile.parquet"))
     shop.model.config.counted = describe_counts(PreparedData(shop.place / "data", "test"))  # it has these counts
     page = Histories(shop.model, shop.extractor, *files)
