@@ -20,7 +20,7 @@ from datetime import timedelta
 from functools import cached_property
 from numbers import Integral
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -55,6 +55,9 @@ from .predictor_mcm import (
     Questions,
     describe_labels,
 )
+
+if TYPE_CHECKING:
+    from .evaluation.uplift import Uplift
 
 logger = logging.get_logger(__name__)
 EVENTS_FILE = "events.parquet"  # in the folder of `fit`
@@ -426,6 +429,47 @@ class CustomerModel:
         self._find(given)  # raises if there is no such customer
         ids, found, _ = self._ask(customers, as_of, Questions(label=True), given)
         return _make_table(ids, found).add_prefix(PREDICTED)
+
+    def uplift(
+        self,
+        rows: object,
+        outcome: str = "outcome",
+        offered: str = "offered",
+        cost: float = 0.0,
+        budget: float | None = None,
+        customers: Iterable | None = None,
+        as_of: Time = None,
+    ) -> "Uplift":
+        """What an offer changes, by customers who got it and customers like them who did not, and whom to offer it
+        within a budget; see [`~evaluation.uplift.Uplift`]. Needs the extra `gbdt`.
+
+        Args:
+            rows (`pd.DataFrame`): Those who were offered and those who were not: columns of the customer and the time
+                as in `finetune`, `offered` (true or false) and `outcome` (a number such as what they spent afterwards,
+                or 0 and 1). What decided who was offered must be in the log, if it was not a lottery.
+            outcome, offered (`str`): Names of these columns.
+            cost (`float`): Of one offer, in the unit of the outcome.
+            budget (`float`, *optional*): The most that offers may cost together. Default: all that pay.
+            customers (`Iterable`, *optional*): Who may be offered now. Default: all.
+
+        Raises:
+            ValueError: If a column is missing or wrong, or hardly anybody has others like them who were treated
+                differently. The message gives their share.
+        """
+        from .evaluation.uplift import estimate_uplift, read_rows
+
+        table, names = self._read_labels(rows, outcome)
+        customer, time = names["customer_column"], names["time_column"]
+        was_offered, outcomes = read_rows(table, [customer, time], outcome, offered)
+        ids, parts = np.array(to_ids(table[customer]), object), []
+        for at, index in table.groupby(time, sort=False).indices.items():
+            seconds = self._seconds(at)  # events of that time are of what came of it
+            before = None if seconds is None else np.ceil(seconds) - 1.0
+            parts.append(self.embed(ids[index], before).loc[ids[index]].set_axis(index))
+        features = pd.concat(parts).sort_index().to_numpy()
+        asked = self.embed(customers, as_of)
+        result = estimate_uplift(features, was_offered, outcomes, ids, asked.to_numpy(), cost, budget)
+        return result._replace(customers=result.customers.set_index(asked.index))
 
     def reasons(
         self,

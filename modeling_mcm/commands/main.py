@@ -14,6 +14,7 @@ COMMANDS = {
     "start": "fit a model without an encoder: scores, embeddings and forecasts",
     "pretrain": "pre-train a model on a prepared data set",
     "finetune": "fine-tune a checkpoint to offers, or to any label of customers",
+    "uplift": "say what an offer changes, by customers with and without it, and whom to offer it within a budget",
     "evaluate": "evaluate a checkpoint and compare it with baselines",
     "predict": "score every customer: embeddings and the best labels of every task",
     "similar": "name the labels that are alike, or that go together",

@@ -1,0 +1,133 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Made shops whose offers change what was planted: intervals hold it, and who gains is found, not who comes anyway."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from corner_shop import make_log
+from scipy.special import expit
+
+from modeling_mcm import CustomerModel
+from modeling_mcm.evaluation.uplift import estimate_uplift
+
+ROWS, COST = 1000, 0.05
+
+
+def make_experiment(seed, lottery=False):
+    """Customers of whom those who come anyway gain least: what is known of them, offers, outcomes, and effects."""
+    generator = np.random.default_rng(seed)
+    features = generator.normal(size=(ROWS, 6))
+    before = expit(features[:, 0] + 0.5 * features[:, 1] - 0.5)
+    after = expit(np.where(features[:, 0] > 0.5, 0, 0.8 + 0.5 * features[:, 2]) + features[:, 0] - 0.5)
+    propensity = np.full(ROWS, 0.5) if lottery else expit(0.7 * features[:, 0] - 0.5 * features[:, 3]).clip(0.1, 0.9)
+    offered = generator.random(ROWS) < propensity
+    outcomes = generator.random(ROWS) < np.where(offered, after, before)
+    return features, offered, outcomes, before, after
+
+
+def estimate(seed, budget=None, **options):
+    features, offered, outcomes, before, after = make_experiment(seed, **options)
+    result = estimate_uplift(features, offered, outcomes, np.arange(ROWS), features, COST, budget)
+    return result, before, after
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lottery", [True, False])
+def test_intervals_of_200_shops_hold_what_was_planted(lottery):
+    many = [make_experiment(seed)[3:] for seed in range(1000, 1200)]  # the effect on all customers, not on those drawn
+    before, after = np.mean(many, axis=(0, 2))
+    truth = {"nobody": before, "everybody": after - COST}
+    held = []
+    for seed in range(200):
+        policies = estimate(seed, lottery=lottery)[0].policies
+        held.append(
+            [row.value_low <= truth[name] <= row.value_high for name, row in policies.loc[[*truth]].iterrows()]
+        )
+        row = policies.loc["everybody"]
+        held[-1].append(row.gain_low <= after - before - COST <= row.gain_high)
+    shares = np.mean(held, 0)
+    assert ((shares >= 0.92) & (shares <= 0.985)).all(), shares
+
+
+def test_offers_go_to_those_whom_they_change():
+    gains = []
+    for seed in range(3):
+        result, before, after = estimate(seed, budget=0.3 * ROWS * COST)
+        chosen, gain = result.customers["offer"].to_numpy(), after - before - COST
+        assert 0 < chosen.sum() <= 0.3 * ROWS
+        likeliest = np.argsort(-after)[: chosen.sum()]  # even with the true chance of coming after an offer
+        gains.append([gain[chosen].sum(), gain[likeliest].sum(), chosen.mean() * gain.sum()])
+        policies = result.policies["gain"]
+        assert policies["by_effect"] > policies["by_outcome"] and policies["nobody"] == 0
+    by_effect, by_outcome, at_random = np.mean(gains, 0)
+    assert by_effect > 1.3 * at_random and by_effect > 1.3 * by_outcome
+
+
+def test_the_share_of_customers_without_anybody_like_them_is_told():
+    features, offered, outcomes, *_ = make_experiment(0)
+    customers = np.arange(ROWS)
+    always = features[:, 4] > 1
+    result = estimate_uplift(features, offered | always, outcomes, customers, features)
+    assert abs(result.no_overlap - always.mean()) < 0.05
+    refused = result.customers["effect"].isna()
+    assert refused[always].mean() > 0.8 and not result.customers["offer"][refused].any()
+    with pytest.raises(ValueError, match=r"Nothing says what an offer changes of \d+% of the rows"):
+        estimate_uplift(features, features[:, 4] > 0, outcomes, customers, features)
+    with pytest.raises(ValueError, match="Found 0 rows with an offer and 1000 without"):
+        estimate_uplift(features, np.zeros(ROWS, bool), outcomes, customers, features)
+    with pytest.raises(ValueError, match="The budget is 5 and the cost of an offer 0"):
+        estimate_uplift(features, offered, outcomes, customers, features, budget=5)
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory):
+    """The folder of a shop, its model, and rows of its customers at two times."""
+    folder, log = tmp_path_factory.mktemp("shop"), make_log(customers=150)
+    log = log[["who", "when", "basket", "item"]]
+    model = CustomerModel.fit(log, learn=False, folder=folder / "shop", disable_tqdm=True)
+    generator, times = np.random.default_rng(0), pd.to_datetime(["2017-09-01", "2017-10-01"])
+    rows = pd.DataFrame([(who, when) for when in times for who in model.customers], columns=["who", "when"])
+    rows["offered"] = generator.random(len(rows)) < 0.5
+    rows["spent"] = generator.normal(5, 1, len(rows)) + 2 * rows["offered"]
+    return folder, log, model, rows
+
+
+def test_a_model_says_whom_to_offer_and_reads_nothing_later(shop):
+    _, log, model, rows = shop
+    result = model.uplift(rows, "spent", cost=1, budget=20)
+    assert [*result.customers.index] == model.customers and result.customers["offer"].sum() == 20
+    row = result.policies.loc["everybody"]
+    assert row["gain_low"] < 1 < row["gain_high"] and row["gain_low"] > 0.5
+    past = CustomerModel(model.model, model.feature_extractor, log[log["when"] < "2017-10-01"], model.reader)
+    pd.testing.assert_frame_equal(
+        past.uplift(rows, "spent", cost=1).policies, model.uplift(rows, "spent", cost=1).policies
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"offered": "maybe"}, "Column 'offered' holds"),
+        ({"spent": "much"}, "Column 'spent' holds 'much'; expected finite numbers"),
+        ({"spent": None}, "Column 'spent' is null in 300 of 300 rows"),
+        ({"who": "nobody"}, "No customer 'nobody'"),
+    ],
+)
+def test_a_wrong_column_is_named(shop, change, message):
+    *_, model, rows = shop
+    with pytest.raises(ValueError, match=message):
+        model.uplift(rows.assign(**change), "spent")
+
+
+def test_the_command_prints_policies_and_writes_customers(shop, command):
+    folder, log, _, rows = shop
+    rows.to_csv(folder / "rows.csv", index=False)
+    log.to_parquet(folder / "log.parquet")
+    paths = {"model": folder / "shop" / "run", "events": folder / "log.parquet", "rows": folder / "rows.csv"}
+    words = [word for name, path in paths.items() for word in (f"--{name}", path)]
+    output = folder / "offers.csv"
+    options = ["--outcome", "spent", "--cost", 1, "--budget", 20, "--output", output]
+    printed = command("modeling_mcm.commands.uplift", *words, *options)
+    assert "by_effect" in printed and "To be offered: 20 of 150 customers." in printed
+    assert pd.read_csv(output)["offer"].tolist() == [True] * 20 + [False] * 130
