@@ -15,7 +15,7 @@ import math
 import re
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from datetime import timedelta
 from functools import cached_property
 from numbers import Integral
@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from transformers import HfArgumentParser
@@ -34,12 +33,11 @@ from .calendar_mcm import Known
 from .data import NO_CUTOFFS, EventSchema, PreparedData, read_known, read_schema
 from .data.guess_times import warn_of_late_event
 from .data.guessing import READER_FILE, FrameReader
-from .data.schema import TextFormat
-from .data.tables import read_numbers, to_frame
 from .events_mcm import EPOCH, SECONDS_PER_DAY, IntArray, Row, Time, check_columns, naming, to_ids, to_text
 from .feature_extraction_mcm import MCMFeatureExtractor
 from .files_mcm import read_json, write_json
 from .forecaster_mcm import CustomerForecasts
+from .frames import read_frame, read_reader
 from .inputs_mcm import Customers
 from .live.explanations import Explanation, explain
 from .live.similar import similar, together
@@ -662,17 +660,6 @@ class CustomerModel:
         return [self.customers[place] for place in places], columns, asked
 
 
-def read_reader(folder: str | Path) -> FrameReader | None:
-    """How the columns of a frame were read before, if `fit` made the model in a folder."""
-    from .training.checkpoints import reading
-
-    path = Path(folder, READER_FILE)
-    if not path.is_file():
-        return None
-    with reading(str(folder), READER_FILE):
-        return FrameReader.from_dict(read_json(path))
-
-
 def _read_known(known: object) -> Known | None:
     return None if known is None else read_known(known)
 
@@ -692,42 +679,6 @@ def _discount(table: pd.DataFrame, told: CustomerForecasts, steps: Sequence[floa
         values = (np.diff(expected, axis=1, prepend=0.0) * worth).cumsum(1)
         columns |= {f"{quantity}_{day:g}d_discounted": values[:, steps.index(day)] for day in told.days}
     return pd.DataFrame(columns, table.index)
-
-
-def read_frame(events: object, schema: EventSchema | Mapping | None = None) -> pd.DataFrame:
-    """A table, a file, or a list of these as a data frame; what is known of the schema says how text files are
-    written. Raises `ValueError` if it is none, or has no row."""
-    if isinstance(events, str | Path):
-        frame = _read_file(events, schema)
-    elif isinstance(events, list | tuple) and events and not any(isinstance(each, Mapping) for each in events):
-        frame = pd.concat([read_frame(each, schema) for each in events], ignore_index=True)
-    elif isinstance(events, pd.DataFrame):
-        frame = events
-    elif hasattr(events, "__arrow_c_stream__"):  # Arrow, polars and others
-        frame = to_frame(pa.table(events))
-    else:
-        raise ValueError(
-            f"Found {type(events).__name__}, expected a pandas data frame, an Arrow table of events or another table "
-            "with the Arrow interface, the name of a file, or a list of these."
-        )
-    if not len(frame):
-        raise ValueError("The table of events has no row: give a log of several customers.")
-    if twice := sorted({str(name) for name in frame.columns[frame.columns.duplicated()]}):
-        raise ValueError(f"Two columns are named {twice[0]!r}: rename or leave out one of them.")
-    return frame
-
-
-def _read_file(path: str | Path, schema: EventSchema | Mapping | None) -> pd.DataFrame:
-    """A Parquet or CSV file, or a folder of them, as preparation reads it; columns of text that are numbers become
-    numbers if this changes no id."""
-    from .preparation.sources import SourceTable  # the extra `data`
-
-    given = schema if isinstance(schema, Mapping) else vars(schema) if schema else {}
-    text = TextFormat(**{entry.name: given[entry.name] for entry in fields(TextFormat) if entry.name in given})
-    source = SourceTable(path, "event", text=text)
-    blocks = [pa.Table.from_batches([block]) for block in source.blocks(source.names)]
-    frame = to_frame(pa.concat_tables(blocks, promote_options="permissive")) if blocks else pd.DataFrame()
-    return frame.apply(read_numbers, exact=True) if source.is_text else frame
 
 
 def _pretrain(folder: Path, encoder: bool, values: Mapping[str, object]) -> None:

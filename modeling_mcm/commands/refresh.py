@@ -11,7 +11,7 @@ than the log's latest; a file that was added before is refused, and equal events
 
 from dataclasses import dataclass
 
-from modeling_mcm.customer_model import read_frame, read_reader
+from modeling_mcm.frames import read_frame, read_reader
 from modeling_mcm.option import REQUIRED, option
 from modeling_mcm.preparation.sources import describe
 from modeling_mcm.refresh import refresh

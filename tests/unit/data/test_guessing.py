@@ -10,12 +10,12 @@ import pyarrow as pa
 import pytest
 from synthetic_log import check_rows, read_rows
 
-from modeling_mcm.customer_model import read_frame
 from modeling_mcm.data import EventSchema
 from modeling_mcm.data.guess_times import find_time_format, warn_of_late_event
 from modeling_mcm.data.guessing import FrameReader
 from modeling_mcm.data.tables import read_table_file
 from modeling_mcm.events_mcm import to_text, write_times
+from modeling_mcm.frames import read_frame
 from modeling_mcm.preparation import prepare
 from modeling_mcm.preparation.sources import SourceTable
 
