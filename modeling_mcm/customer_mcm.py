@@ -125,13 +125,13 @@ class MCMForCustomerPrediction(MCMPreTrainedModel):
         all `(B, L)`. Of a kind that a customer never had it is the time since the first event: whose salary goes
         elsewhere is leaving. A long silence counts as in the state."""
         if not times.shape[1]:  # nobody has an event
-            return times.new_zeros(len(times), self.num_kinds)
+            return times.new_zeros(times.shape[0], self.num_kinds)
         first = times.masked_fill(~is_counted, torch.inf).amin(1, keepdim=True)  # (B, 1)
         times = times.masked_fill(~is_counted, -torch.inf)
         latest = times.amax(1, keepdim=True)  # (B, 1)
         longest = latest + cast(Tensor, self.model.state.longest_silence)
         end = latest if as_of is None else torch.minimum(as_of[:, None], longest)
-        last = times.new_full((len(times), self.num_kinds), -torch.inf).scatter_reduce(1, kinds, times, "amax")
+        last = times.new_full((times.shape[0], self.num_kinds), -torch.inf).scatter_reduce(1, kinds, times, "amax")
         days = end - torch.where(last.isfinite(), last, first)
         return days.nan_to_num(0.0, 0.0, 0.0).clamp(min=0).log1p()
 
@@ -187,7 +187,7 @@ class MCMForCustomerPrediction(MCMPreTrainedModel):
             counts.append(sum_by_value(ids, (is_counted & (ids >= FIRST_LABEL)).float(), size))
         had, head = F.normalize(torch.cat(counts, 1).log1p()), self.prediction_head
         if label_columns is None:
-            label_columns = state.new_zeros(len(state), head.state.in_features - state.shape[1] - self.num_kinds)
+            label_columns = state.new_zeros(state.shape[0], head.state.in_features - state.shape[1] - self.num_kinds)
         numbers = torch.cat([state, label_columns], 1)
         if self.num_kinds:
             kinds = input_ids[:, 1:, self.config.features.index(cast(str, self.config.kind_feature))]

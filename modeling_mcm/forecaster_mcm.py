@@ -149,7 +149,7 @@ def select_visits(visits: Visits, as_of: Tensor, window: Tensor | float) -> Visi
     """Selects the visits of the window before `as_of`, of shape `(B,)`. A silence longer than the window counts as one
     of its length."""
     # Of visits of one age, the later is the newer one; and there may be no place at all
-    places = [torch.cat([value.flip(1), value.new_zeros(len(value), 1, *value.shape[2:])], 1) for value in visits]
+    places = [torch.cat([value.flip(1), value.new_zeros(value.shape[0], 1, *value.shape[2:])], 1) for value in visits]
     times, is_visit, amounts = places
     is_visit = is_visit & (times <= as_of[:, None])
     latest = torch.where(is_visit, times, -math.inf).amax(1)
@@ -428,7 +428,7 @@ class AmountDistribution(NamedTuple):
             from_none = none > rest / 2
             shares += [torch.where(from_none, 0.0, rest / 2), torch.where(from_none, 1 - rest, 1 - rest / 2)]
         visitor_shares = (torch.stack(shares, -1) - none[..., None]) / (1 - none).clamp(min=1e-6)[..., None]
-        visitor_shares = visitor_shares.clamp(0, 1 - 1e-6)
+        visitor_shares = visitor_shares.clamp(0.0, 1 - 1e-6)
         deviations = torch.special.ndtri(visitor_shares.clamp(5e-7, 1 - 5e-7))
         log = self.log_mean[..., None] + self.log_std[..., None] * deviations
         return torch.where(visitor_shares > 0, log.clamp(max=40).exp(), 0.0)
@@ -522,7 +522,7 @@ class CustomerForecasts:
             return {}
         edges, inner = self.horizons()
         times = sorted({*edges, *inner})
-        ends = as_of.new_tensor(times).expand(len(as_of), -1)  # (B, T): of the horizons
+        ends = as_of.new_tensor(times).expand(as_of.shape[0], -1)  # (B, T): of the horizons
         if as_of_days is not None:
             known, at = self.known if known is None else known, as_of_days.double()
             self.check_known(known, float(at.max()))

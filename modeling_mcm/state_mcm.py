@@ -43,9 +43,10 @@ def decay_weights(ages: Tensor, half_lives: Sequence[float], is_counted: Tensor)
 def sum_by_value(ids: Tensor, weights: Tensor, size: int) -> Tensor:
     """Sums of weights of events `(B, L, ...)` over the events with each value id, of shape `(B, size, ...)`; `ids` are
     of shape `(B, L)`."""
-    rows = ids + size * torch.arange(len(ids), device=ids.device)[:, None]
-    sums = weights.new_zeros(len(ids) * size, *weights.shape[2:])
-    return sums.index_add_(0, rows.flatten(), weights.flatten(0, 1)).unflatten(0, (len(ids), size))
+    customers = ids.shape[0]  # not len(ids), which an export takes for a constant
+    rows = ids + size * torch.arange(customers, device=ids.device)[:, None]
+    sums = weights.new_zeros(customers * size, *weights.shape[2:])
+    return sums.index_add_(0, rows.flatten(), weights.flatten(0, 1)).unflatten(0, (customers, size))
 
 
 def find_events(attention_mask: Tensor) -> Tensor:
