@@ -1,7 +1,7 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""The customer state, predictions of labels and forecasts leave Python by `torch.export`, and the first two by ONNX, for
-any number of customers and events."""
+"""The customer state, predictions of labels and forecasts leave Python by `torch.export`, and the first two by ONNX,
+for any number of customers and events."""
 
 import numpy as np
 import onnxruntime
