@@ -82,7 +82,7 @@ def test_parts_of_columns_and_order_are_read_alike(spark, tmp_path):
     schema = {"customer": "user", "order": "place", "features": features, "cutoffs": "leave_one_out"}
     schema = EventSchema.from_dict(schema | {"tasks": ["item", "genres", "middle"]})
     assert check_same_bytes(tmp_path, tmp_path / "log.parquet", None, schema).counts["test_cases"] > 5
-    with pytest.raises(ValueError, match="the rows of a table of pyspark have no order"):
+    with pytest.raises(ValueError, match="the rows of a table of a database or of Spark have no order"):
         prepare(tmp_path / "log.parquet", replace(schema, order="rows"), tmp_path / "rows", engine="spark")
 
 
