@@ -37,8 +37,8 @@ class Uplift(NamedTuple):
     Attributes:
         customers (`pd.DataFrame`): A row for each customer that is asked about: `effect`, the difference that an offer
             makes to the mean outcome of customers like this one, not a number where there is no overlap, with an
-            interval of 95% from `low` to `high` if effects are linear; `propensity`, how likely customers like this one were to be offered; and
-            `offer`, whether to.
+            interval from `low` to `high`, the posterior's 95% (in made shops 83% to 92%); `propensity`, how likely
+            customers like this one were to be offered; and `offer`, whether to.
         policies (`pd.DataFrame`): What the mean customer of the experiment brings if nobody is offered, everybody, or
             `by_effect` whom `offer` would choose, beside as many `by_outcome` of those with the highest outcome after
             an offer: the share `offered`, the `value` less costs, and the `gain` over nobody, with their intervals.
