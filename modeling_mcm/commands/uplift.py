@@ -41,7 +41,5 @@ def main(options: UpliftOptions) -> None:
     policies = result.policies.map("{:.4g}".format).reset_index()
     print(text_table([[*policies], *policies.to_numpy().tolist()]))
     print(f"To be offered: {result.customers['offer'].sum()} of {len(result.customers)} customers.")
-    if result.no_overlap:
-        print(f"Left out: {result.no_overlap:.0%} of the rows, like which (nearly) all were offered, or none.")
     if options.output:
         result.customers.sort_values(["offer", "effect"], ascending=False).to_csv(options.output)

@@ -91,6 +91,7 @@ def estimate_uplift(
         ValueError: If there are too few rows of a kind, outcomes are all the same, or most rows have no overlap.
     """
     with needs("gbdt"):
+        from sklearn.linear_model import BayesianRidge, RidgeCV
         from sklearn.preprocessing import StandardScaler
 
     offered, outcomes = np.asarray(offered, bool), np.asarray(outcomes, np.float64)
@@ -110,7 +111,9 @@ def estimate_uplift(
     folds = (np.random.default_rng(0).permutation(len(names)) % FOLDS)[owner]
 
     propensity, asked_propensity = _estimate_propensity(features, offered, folds, asked)
-    overlap, asked_overlap = (_overlaps(values) for values in (propensity, asked_propensity))
+    overlap, asked_overlap = (
+        (values >= OVERLAP[0]) & (values <= OVERLAP[1]) for values in (propensity, asked_propensity)
+    )
     no_overlap = 1 - float(overlap.mean())
     where = f"of {no_overlap:.0%} of the rows: of customers like these (nearly) all were offered, or none"
     if no_overlap > 0.5:
@@ -131,12 +134,12 @@ def estimate_uplift(
             values[judged] = model.fit(features[learned], targets[learned]).predict(features[judged])
         return values
 
-    after, before = (cross_fit(_ridge(), outcomes, rows) for rows in (offered, ~offered))
+    after, before = (cross_fit(RidgeCV(PENALTIES), outcomes, rows) for rows in (offered, ~offered))
     without_offer = before + ~offered * (outcomes - before) / (1 - propensity)  # doubly robust scores (N,)
     differences = after + offered * (outcomes - after) / propensity - without_offer
-    effects = cross_fit(_effect_model(), differences, np.ones(len(folds), bool))
+    effects = cross_fit(BayesianRidge(), differences, np.ones(len(folds), bool))
 
-    final = _effect_model().fit(features, differences)
+    final = BayesianRidge().fit(features, differences)
     effect = final.predict(asked)
     # The noise of a row is not of the mean; that of the intercept is
     spread = np.sqrt(np.einsum("mf,fg,mg->m", asked, final.sigma_, asked) + 1 / (final.alpha_ * len(features)))
@@ -147,12 +150,11 @@ def estimate_uplift(
     most = candidates if budget is None else min(int(budget / cost), candidates)
     table["offer"] = _choose(np.where(asked_overlap, effect, -np.inf), most, cost)
 
-    chosen = {name: np.full(len(folds), name == "everybody") for name in ("nobody", "everybody")}
-    chosen |= {name: np.zeros(len(folds), bool) for name in ("by_outcome", "by_effect")}
+    policies = ("nobody", "everybody", "by_outcome", "by_effect")
+    chosen = {name: np.full(len(folds), name == "everybody") for name in policies}
     for fold in range(FOLDS):
         judged = np.flatnonzero(folds == fold)
-        number = round(len(judged) * most / max(candidates, 1))
-        by_effect = _choose(effects[judged], number, cost)
+        by_effect = _choose(effects[judged], round(len(judged) * most / max(candidates, 1)), cost)
         chosen["by_effect"][judged] = by_effect
         chosen["by_outcome"][judged] = _choose(after[judged], int(by_effect.sum()))
     rows = {}
@@ -164,22 +166,6 @@ def estimate_uplift(
             row |= {column: mean, f"{column}_low": mean - width, f"{column}_high": mean + width}
         rows[name] = row
     return Uplift(table, pd.DataFrame.from_dict(rows, "index").rename_axis("policy"), no_overlap)
-
-
-def _overlaps(propensity: NDArray) -> NDArray[np.bool_]:
-    return (propensity >= OVERLAP[0]) & (propensity <= OVERLAP[1])
-
-
-def _ridge() -> Any:
-    from sklearn.linear_model import RidgeCV
-
-    return RidgeCV(PENALTIES)
-
-
-def _effect_model() -> Any:
-    from sklearn.linear_model import BayesianRidge
-
-    return BayesianRidge()
 
 
 def _choose(scores: NDArray, most: int, least: float = -np.inf) -> NDArray[np.bool_]:
