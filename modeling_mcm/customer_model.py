@@ -459,13 +459,11 @@ class CustomerModel:
         table, names = self._read_labels(rows, outcome)
         customer, time = names["customer_column"], names["time_column"]
         was_offered, outcomes = read_rows(table, [customer, time], outcome, offered)
-        ids, parts = np.array(to_ids(table[customer]), object), []
-        for at, index in table.groupby(time, sort=False).indices.items():
-            seconds = self._seconds(at)  # events of that time are of what came of it
-            before = None if seconds is None else np.ceil(seconds) - 1.0
-            parts.append(self.embed(ids[index], before).loc[ids[index]].set_axis(index))
-        features = pd.concat(parts).sort_index().to_numpy()
-        asked = self.embed(customers, as_of)
+        ids, seconds = to_ids(table[customer]), None
+        if self.as_of is not None:
+            times, at = np.unique(table[time].to_numpy(), return_inverse=True)
+            seconds = np.array([self._seconds(each) for each in times])[at]
+        features, asked = self._embed_before(ids, seconds), self.embed(customers, as_of)
         result = estimate_uplift(features, was_offered, outcomes, ids, asked.to_numpy(), cost, budget)
         return result._replace(customers=result.customers.set_index(asked.index))
 
@@ -588,6 +586,18 @@ class CustomerModel:
         profile = pd.DataFrame(nothing) if schema.profile else None
         prepare(self._events, schema, folder, profile, self.feature_extractor)
         return PreparedData(folder)
+
+    def _embed_before(self, customers: Sequence[str], times: NDArray | None) -> NDArray[np.float32]:
+        """Embeddings `(N, S)` of customers, each a second before a time of its own `(N,)`; without times, of whole
+        histories."""
+        places, last, parts = self._find(customers), None if times is None else np.ceil(times) - 1, []
+        for part in np.split(np.arange(len(places)), range(AT_ONCE, len(places), AT_ONCE)):
+            batch, as_of = self._customers.take(places[part]), None if last is None else last[part]
+            if as_of is not None:
+                batch = batch.before(as_of + 1e-3, self.feature_extractor.layout)
+            inputs = self._predictor.inputs(batch, as_of)
+            parts.append(self._predictor.run(inputs, self.model.base_model, parts=[EMBEDDING]).pooler_output)
+        return torch.cat(parts).numpy(force=True)
 
     def _find(self, names: Iterable) -> IntArray:
         """Indices of customers by their ids."""

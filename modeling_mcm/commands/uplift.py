@@ -7,7 +7,7 @@
 The rows are of customers who were offered something and of customers like them who were not: their customer, time,
 `offered` (true or false) and outcome (a number, or 0 and 1). Printed is what customers bring, less costs, if nobody is
 offered, everybody, those with the highest effect, or as many of those with the highest outcome. `--output` gets a row
-for each customer: the difference that the offer makes, with its interval of 95%, and whether to offer.
+for each customer: the difference that the offer makes, with its interval, and whether to offer.
 """
 
 from dataclasses import dataclass

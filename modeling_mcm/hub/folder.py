@@ -184,7 +184,8 @@ def hide_pairs(weights: Tensors, tasks: Sequence[str], shared: Tensors) -> tuple
 
 
 def hide_days(counts: torch.Tensor, min_customers: int) -> torch.Tensor:
-    """The calendar's counts `(days, 2)` without days on which fewer customers came back, and so are not read."""
+    """The calendar's counts `(days, 2)` without days of fewer visits than so many customers, which are then not
+    read."""
     few = (counts[:, :1] > 0) & (counts[:, :1] < min_customers)
     return counts.masked_fill(few, 0)
 

@@ -147,15 +147,18 @@ def open_table(source: Source, what: str) -> Source:
     if not table:
         raise ValueError(f"The {what} source is a database: name a table of it, as in {url.scheme}://...#events.")
     *schema, name = table.split(".")
-    with needs("tables"):
-        kind = __import__("duckdb" if url.scheme == "duckdb" else "psycopg")
+    faults: tuple[type[Exception], ...] = duckdb.Error, TableNotFound
+    if url.scheme != "duckdb":
+        with needs("tables"):
+            import psycopg
+        faults += (psycopg.Error,)
     try:
         if url.scheme == "duckdb":
             database = ibis.duckdb.connect(url.netloc + url.path, read_only=True)
         else:
             database = ibis.connect(address)
         return database.table(name, database=tuple(schema) or None)
-    except (kind.Error, TableNotFound) as error:
+    except faults as error:
         place = f"{url.scheme}://{url.netloc.rpartition('@')[2]}{url.path}"  # without a password
         reason = str(error).strip().partition("\n")[0]
         raise ValueError(f"The {what} table {table!r} of {place} can't be opened ({reason}).") from error

@@ -56,6 +56,7 @@ def test_a_campaign_to_come_is_expected_and_an_unknown_one_refused(shop, log):
     total = f"visits_{DAYS}d"
     assert untold[total].sum() < 0.7 * came < 0.9 * came < told[total].sum() < 1.1 * came
     assert (told[f"price_{DAYS}d"] > 1.2 * untold[f"price_{DAYS}d"]).all()
+    pd.testing.assert_frame_equal(model.table(days=[DAYS], known=known)[[*told]], told)
     again = CustomerModel.load(folder / "run", folder / "events.parquet").forecast(days=[DAYS], known=known)
     pd.testing.assert_frame_equal(again, told)
     found = forecast_total(model.model, PreparedData(folder / "data"), "visits", DAYS, known=read_known(known))

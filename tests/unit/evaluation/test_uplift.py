@@ -99,6 +99,13 @@ def test_a_model_says_whom_to_offer_and_reads_nothing_later(shop):
     assert [*result.customers.index] == model.customers and result.customers["offer"].sum() == 20
     row = result.policies.loc["everybody"]
     assert row["gain_low"] < 1 < row["gain_high"] and row["gain_low"] > 0.5
+    ids, times = rows["who"].astype(str), rows["when"]
+    seconds = (times - pd.Timestamp(0)).dt.total_seconds().to_numpy()
+    found = model._embed_before([*ids], seconds)  # of each row as if its time were asked about alone
+    for when in times.unique():
+        own = (times == when).to_numpy()
+        wanted = model.embed(ids[own], when - pd.Timedelta(seconds=1)).to_numpy()
+        np.testing.assert_allclose(found[own], wanted, atol=1e-5)
     past = CustomerModel(model.model, model.feature_extractor, log[log["when"] < "2017-10-01"], model.reader)
     pd.testing.assert_frame_equal(
         past.uplift(rows, "spent", cost=1).policies, model.uplift(rows, "spent", cost=1).policies
