@@ -11,7 +11,6 @@
 A thin face over schema, preparation, training and the [`Predictor`]; each of them has more options.
 """
 
-import math
 import re
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -36,7 +35,6 @@ from .data.guessing import READER_FILE, FrameReader
 from .events_mcm import EPOCH, SECONDS_PER_DAY, IntArray, Row, Time, check_columns, naming, to_ids, to_text
 from .feature_extraction_mcm import MCMFeatureExtractor
 from .files_mcm import read_json, write_json
-from .forecaster_mcm import CustomerForecasts
 from .frames import read_frame, read_reader
 from .inputs_mcm import Customers
 from .live.explanations import Explanation, explain
@@ -60,7 +58,6 @@ if TYPE_CHECKING:
 logger = logging.get_logger(__name__)
 EVENTS_FILE = "events.parquet"  # in the folder of `fit`
 AT_ONCE = 64  # customers
-DISCOUNT_DAYS, DAYS_OF_YEAR = 30.0, 365.25  # of a step in which what comes is worth the same
 Values = Mapping[str, Any]  # of further columns of a table of labels, by name
 
 
@@ -316,18 +313,9 @@ class CustomerModel:
         Raises:
             UnknownDaysError: If what `fit` got is not known of all days until the longest horizon; a `ValueError`.
         """
-        told = self.model.base_model.select_forecasts(days)
-        steps = [*told.days]
-        if discount_rate is not None:
-            if not -1 < discount_rate < math.inf:
-                raise ValueError(f"`discount_rate` is {discount_rate!r}; give a share of a year's value, such as .1.")
-            steps = sorted({*steps, *np.arange(DISCOUNT_DAYS, max(steps, default=0), DISCOUNT_DAYS)})
-        questions = Questions(forecasts=True, days=steps or None, known=_read_known(known))
+        questions = Questions(forecasts=True, days=days, known=_read_known(known), discount_rate=discount_rate)
         ids, columns, _ = self._ask(customers, as_of, questions)
-        table = _make_table(ids, columns)
-        if discount_rate is None:
-            return table
-        return table[told.names()].join(_discount(table, told, steps, discount_rate))
+        return _make_table(ids, columns)
 
     def table(
         self,
@@ -677,18 +665,6 @@ def _read_known(known: object) -> Known | None:
 def _make_table(ids: Sequence[str], columns: Columns) -> pd.DataFrame:
     values = {name: numbers.double().numpy() for name, numbers in columns.items()}
     return pd.DataFrame(values, pd.Index(ids, name="customer"))
-
-
-def _discount(table: pd.DataFrame, told: CustomerForecasts, steps: Sequence[float], rate: float) -> pd.DataFrame:
-    """What expected numbers are worth now: those of each step `(S,)` count as of the middle of it."""
-    days = np.array([0.0, *steps])
-    worth = (1 + rate) ** (-(days[1:] + days[:-1]) / 2 / DAYS_OF_YEAR)  # (S,)
-    columns: dict[str, NDArray] = {}
-    for quantity in told.quantities:
-        expected = table[[f"{quantity}_{day:g}d" for day in steps]].to_numpy()  # (B, S), rising
-        values = (np.diff(expected, axis=1, prepend=0.0) * worth).cumsum(1)
-        columns |= {f"{quantity}_{day:g}d_discounted": values[:, steps.index(day)] for day in told.days}
-    return pd.DataFrame(columns, table.index)
 
 
 def _pretrain(folder: Path, encoder: bool, values: Mapping[str, object]) -> None:

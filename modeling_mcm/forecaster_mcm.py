@@ -42,6 +42,7 @@ LEAST_TIME = 1e-3  # a thousandth of the window
 # them, forecasts rise in `STEPS` equal steps
 EDGES = (1.0, 2.0, 3.0, 5.0, 7.0, 10.0, 14.0, 21.0, 30.0, 45.0, 60.0, 90.0, 135.0, 180.0, 270.0, 365.0)
 STEPS = 9
+DISCOUNT_DAYS, DAYS_OF_YEAR = 30, 365.25  # of a step in which what comes is worth the same
 # Silences of a customer whose next visit is overdue, as multiples of the longest gap that is usual
 OVERDUE = (1.0, 2.0, 4.0)
 
@@ -481,6 +482,23 @@ class CustomerForecasts:
             names += [f"{each}_{day:g}d{end}" for each in self.quantities for end in ("", "_median", *ends)]
             names.append(f"{CHANCE}_{day:g}d")
         return [*names, DAYS_TO_VISIT, ALIVE] if self.days else []
+
+    def steps(self) -> list[float]:
+        """The horizons, and the ends of steps until the last one, in each of which what comes is worth the same."""
+        return sorted({*self.days, *map(float, range(DISCOUNT_DAYS, math.ceil(self.days[-1]), DISCOUNT_DAYS))})
+
+    def discount(self, told: Mapping[str, Tensor], rate: float) -> dict[str, Tensor]:
+        """What expected numbers are worth now, `NAME_discounted` of shape `(B,)`, from those that are told of `steps`:
+        what comes in a step counts as of the middle of it."""
+        steps = self.steps()
+        days = torch.tensor([0.0, *steps], dtype=torch.float64)
+        worth = (1 + rate) ** (-(days[1:] + days[:-1]) / 2 / DAYS_OF_YEAR)  # (S,)
+        found: dict[str, Tensor] = {}
+        for quantity in self.quantities:
+            expected = torch.stack([told[f"{quantity}_{day:g}d"] for day in steps], 1).double().cpu()  # (B, S), rising
+            values = (F.pad(expected, (1, 0)).diff() * worth).cumsum(1)
+            found |= {f"{quantity}_{day:g}d_discounted": values[:, steps.index(day)] for day in self.days}
+        return found
 
     def check_known(self, known: Known, as_of: float) -> None:
         """Raises [`UnknownDaysError`] if a name of the config is not known on all days of the forecasts of a time."""

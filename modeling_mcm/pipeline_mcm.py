@@ -154,10 +154,12 @@ class CustomerForecastPipeline(_CustomerPipeline):
             those of the config.
         known (`dict`, *optional*): What is known of days beside `config.known`, as [`~data.read_known`] reads it of a
             table, such as `{"campaign": [["2024-05-01", "2024-05-07", 1.0]]}`.
+        discount_rate (`float`, *optional*): Of a year: with .1, `amount_365d_discounted` says what the expected amount
+            is worth now, if what comes in a year is worth 1 / 1.1 of it.
     """
 
     NAME, QUESTION = "customer-forecast", {"forecasts": True}
-    OPTIONS = {"as_of": "as_of", "days": "days", "known": "known"}
+    OPTIONS = {name: name for name in ("as_of", "days", "known", "discount_rate")}
 
     def check_model(self) -> None:
         """Raises [`MissingForecastsError`] if the checkpoint has no trained forecasts."""

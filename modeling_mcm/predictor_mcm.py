@@ -11,6 +11,7 @@ are checked here, whoever asks them, and only what they read is computed.
 Shapes: B customers, S size of the customer embedding, V labels of a task, K offered actions.
 """
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -76,6 +77,8 @@ class Questions:
         embedding, forecasts (`bool`): Whether they are asked for.
         days (`Sequence[float]`, *optional*): Horizons of the forecasts. Default: those of the config.
         known (`dict`, *optional*): What is known of days beside `config.known`, as [`~data.read_known`] gives it.
+        discount_rate (`float`, *optional*): Of a year. With .1 what comes in a year is worth 1 / 1.1 of what comes
+            today, and `NAME_discounted` says what the expected visits, events and amounts are worth.
         label (`bool`): Whether the label is asked for that an [`MCMForCustomerPrediction`] was fine-tuned to.
         offers (*optional*): Actions that an [`MCMForActionRecommendation`] scores: dicts with `action_id` and columns
             of the log, or [`EncodedActions`].
@@ -92,6 +95,7 @@ class Questions:
     forecasts: bool = False
     days: Sequence[float] | None = None
     known: Known | None = None
+    discount_rate: float | None = None
     label: bool = False
     offers: object = None
 
@@ -113,6 +117,7 @@ class CheckedQuestions(NamedTuple):
     forecasts: bool
     days: Sequence[float] | None
     known: Known | None
+    discount_rate: float | None
     label: bool
     actions: EncodedActions | None
 
@@ -179,6 +184,11 @@ class Predictor:
             check_horizon(asked.horizon_days, self.model.fitted_scorer)
         if asked.days is not None and not asked.forecasts:
             raise ValueError("`days` are horizons of forecasts: ask for forecasts, or leave it out.")
+        if (rate := asked.discount_rate) is not None:
+            if not asked.forecasts:
+                raise ValueError("`discount_rate` is of forecasts: ask for forecasts, or leave it out.")
+            if not -1 < rate < math.inf:
+                raise ValueError(f"`discount_rate` is {rate!r}; give a share of a year's value, such as .1.")
         forecasts = self.model.base_model.select_forecasts(asked.days)  # raises if a horizon is too long
         if asked.forecasts and not forecasts.are_trained:
             raise MissingForecastsError(self.model.name_or_path)
@@ -191,7 +201,7 @@ class Predictor:
         candidates = self._check_candidates(tasks, *choice) if tasks else None
         return CheckedQuestions(
             as_of, tasks, asked.k, candidates, asked.horizon_days, asked.embedding, asked.forecasts, asked.days,
-            self._check_known(asked), asked.label, actions,
+            self._check_known(asked), asked.discount_rate, asked.label, actions,
         )  # fmt: skip
 
     def _check_known(self, asked: Questions) -> Known | None:
@@ -325,7 +335,8 @@ class Predictor:
         """Ranked labels, embeddings and forecasts."""
         tasks, told = asked.tasks, self.model.base_model.select_forecasts(asked.days)
         may_stay_away = bool(tasks) and asked.horizon_days is not None and self.tells_who_comes
-        told_days = [*told.days] * asked.forecasts + [HORIZON_DAYS] * may_stay_away
+        own_days = told.days if asked.discount_rate is None else told.steps()
+        told_days = own_days * asked.forecasts + [HORIZON_DAYS] * may_stay_away
         options: dict[str, object] = {"horizon_days": asked.horizon_days, "tasks": tasks} if tasks else {}
         options |= {"forecast_days": told_days} if told_days else {}
         parts = [EMBEDDING] * asked.embedding + ["forecasts"] * bool(told_days)
@@ -342,6 +353,8 @@ class Predictor:
             outputs = self.run(inputs, self.model if tasks else self.model.base_model, parts=parts, **options)
         columns: Columns = {EMBEDDING: outputs.pooler_output} if asked.embedding else {}
         columns |= {name: outputs.forecasts[name] for name in told.names()} if asked.forecasts else {}
+        if asked.discount_rate is not None:
+            columns |= told.discount(outputs.forecasts, asked.discount_rate)
         chosen = {task: self._choose(customers, asked, task, outputs.logits[task]) for task in tasks}
         log_p = {task: best.log_p for task, best in chosen.items()}
         chances = self.model.chances(log_p, asked.horizon_days) if tasks else {}

@@ -87,6 +87,10 @@ class PredictionOptions:
     known: str | None = option(
         "Table of more rows of what `mcm pretrain` got as --known, such as those of a campaign to come."
     )
+    discount_rate: float | None = option(
+        "Of a year: with .1, columns such as amount_365d_discounted say what forecasts are worth now, if what comes "
+        "in a year is worth 1 / 1.1 of it."
+    )
     as_of: str | None = option(
         "Time to score at, such as 2017-11-01: events up to it are read, and embeddings, forecasts and "
         "scores are those of this time. By default the time of the log's last event."
@@ -218,9 +222,11 @@ def _make_job(
     as_of = extractor.read_as_of(options.as_of)
     known = model.base_model.select_forecasts(options.forecast_days or None)
     forecasts = known.names() if options.forecasts and known.are_trained else []
-    if (options.forecast_days or options.known) and not forecasts:
+    asked = options.forecast_days or options.known or options.discount_rate is not None
+    if asked and not forecasts:
         raise ValueError(
-            "--forecast_days and --known ask for forecasts, and none are written: see --forecasts and the checkpoint."
+            "--forecast_days, --known and --discount_rate ask for forecasts, and none are written: see --forecasts "
+            "and the checkpoint."
         )
     same = "top_k embeddings batch_size rows_per_file candidates exclude per_group horizon_days actions label_columns"
     return ScoringJob(
@@ -232,6 +238,7 @@ def _make_job(
         forecast_days=tuple(options.forecast_days) or None,
         as_of=None if as_of is None else int(as_of),
         known=options.known,
+        discount_rate=options.discount_rate,
         **{name: getattr(options, name) for name in same.split()},
     )
 

@@ -242,11 +242,15 @@ class LiveCustomer(LiveHistory):
         return self._ask(Questions(as_of, embedding=True))[0][EMBEDDING][0].numpy()
 
     def forecast(
-        self, as_of: Time = None, days: Sequence[float] | None = None, known: Known | None = None
+        self,
+        as_of: Time = None,
+        days: Sequence[float] | None = None,
+        known: Known | None = None,
+        discount_rate: float | None = None,
     ) -> dict[str, float]:
         """Forecasts from `as_of` on by name, as [`CustomerForecastPipeline`] returns them, whose options these are.
         Raises [`MissingForecastsError`], a `ValueError`, if the checkpoint has no trained forecasts."""
-        columns, _ = self._ask(Questions(as_of, forecasts=True, days=days, known=known))
+        columns, _ = self._ask(Questions(as_of, forecasts=True, days=days, known=known, discount_rate=discount_rate))
         return {name: value.item() for name, value in columns.items()}
 
     def explain(self, task: str, label: object = None, as_of: Time = None) -> Explanation:

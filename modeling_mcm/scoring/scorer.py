@@ -83,6 +83,7 @@ class ScoringJob:
         label_columns (`str`, *optional*): File of a table of `customer_id` and the further columns that an
             [`MCMForCustomerPrediction`] was fine-tuned with.
         known (`str`, *optional*): File of a table of days, as [`read_known`] reads it.
+        discount_rate (`float`, *optional*): Adds what forecasts are worth now, see [`Questions`].
 
     Raises:
         ValueError: If two columns of the files would have the same name.
@@ -106,6 +107,7 @@ class ScoringJob:
     actions: str | None = None
     label_columns: str | None = None
     known: str | None = None
+    discount_rate: float | None = None
 
     def __post_init__(self) -> None:
         columns = [CUSTOMER, EMBEDDING, *self.tasks, *self.forecasts]
@@ -244,6 +246,7 @@ class BatchScorer:
             forecasts=bool(job.forecasts),
             days=job.forecast_days,
             known=None if job.known is None else read_known(job.known),
+            discount_rate=job.discount_rate,
         )
 
     def write(self, path: Path, indices: range) -> None:

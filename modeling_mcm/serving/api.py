@@ -357,10 +357,11 @@ def _add_customer_questions(api: APIRouter, service: CustomerService) -> None:
     def forecast(
         batch: One,
         days: Annotated[list[float] | None, Query(description="Horizons. Those of the checkpoint by default.")] = None,
+        discount_rate: Annotated[float | None, Query(description="Of a year. Adds what means are worth now.")] = None,
     ) -> answers.Forecast:
         """What the customer is expected to do within the next days, with intervals that hold 80% and 95% of such
         customers; 501 if the checkpoint has no forecasts, 422 if they need to know of later days than it does."""
-        columns, _ = service.ask(batch, Questions(forecasts=True, days=days))
+        columns, _ = service.ask(batch, Questions(forecasts=True, days=days, discount_rate=discount_rate))
         return answers.Forecast(**batch.customers[0], forecast=name_numbers(columns))
 
     @api.get("/customers/{customer_id:id}/prediction")

@@ -123,6 +123,7 @@ QUESTIONS = {
     "what is new, but for a label": {"tasks": ["items"], "exclude": ["seen", FOURTH]},
     "embedding": {"embedding": True},
     "forecasts": {"forecasts": True, "days": [3.0, 40.0]},
+    "forecasts and what they are worth now": {"forecasts": True, "days": [3.0, 40.0], "discount_rate": 0.2},
     "forecasts with a day off": {"forecasts": True, "days": [3.0, 40.0], "known": DAY_OFF},
     "label": {"prediction": True},
     "offers": {"offers": True},
@@ -236,17 +237,31 @@ def ask_by_hand(shop, question, as_of=AS_OF, with_profile=True, inputs=None):
         calendar = {} if extractor.order else {"as_of_days": time}
         if "known" in question:
             calendar["known"] = join_known(model.config.known, question["known"])
-        output = model(**batch, horizon_days=question.get("horizon_days"), forecast_days=days or None, **calendar)
+        steps = [*days, 30.0] if "discount_rate" in question else days
+        output = model(**batch, horizon_days=question.get("horizon_days"), forecast_days=steps or None, **calendar)
         if "embedding" in question:
             answers[name] = {str(place): value for place, value in enumerate(output.pooler_output[0].tolist())}
         elif "forecasts" in question:
             answers[name] = {key: value.item() for key, value in output.forecasts.items()}
+            if "discount_rate" in question:
+                answers[name] = discount_by_hand(answers[name], question["discount_rate"])
         else:
             tasks = question["tasks"] or extractor.tasks
             comes = output.forecasts["visit_probability_30d"].item() if days else 1.0
             ranked = (rank_by_hand(shop, task, output.logits[task][0], seen[task], comes, question) for task in tasks)
             answers[name] = {key: value for part in ranked for key, value in part.items()}
     return answers
+
+
+def discount_by_hand(told, rate):
+    """Adds what the numbers of 3 and 40 days are worth now, and drops those of 30 days."""
+    found = {name: value for name, value in told.items() if "_30d" not in name}
+    for quantity in (name.removesuffix("_3d") for name in told if name.endswith("_3d") and "probability" not in name):
+        first, second, last = (told[f"{quantity}_{day}d"] for day in (3, 30, 40))
+        parts = zip((first, second - first, last - second), (1.5, 16.5, 35.0), strict=True)
+        worth = [part / (1 + rate) ** (day / 365.25) for part, day in parts]
+        found |= {f"{quantity}_3d_discounted": worth[0], f"{quantity}_40d_discounted": sum(worth)}
+    return found
 
 
 def rank_by_hand(shop, task, logits, seen, comes, question):
@@ -275,6 +290,7 @@ def rank_by_hand(shop, task, logits, seen, comes, question):
 # ------------------------------------------------------------------- entrances: of each customer the numbers by name
 
 OPTIONS = ("tasks", "candidates", "exclude", "per_group", "horizon_days")
+FORECAST_OPTIONS = ("days", "known", "discount_rate")
 
 
 def choose(shop, question, **others):
@@ -294,7 +310,7 @@ def ask_pipelines(shop, question, at_construction=False):
     kind, more = {
         "tasks": (PreferenceScoresPipeline, {"top_k": K}),
         "embedding": (CustomerEmbeddingPipeline, {}),
-        "forecasts": (CustomerForecastPipeline, {name: question.get(name) for name in ("days", "known")}),
+        "forecasts": (CustomerForecastPipeline, {name: question.get(name) for name in FORECAST_OPTIONS}),
         "prediction": (CustomerPredictionPipeline, {}),
         "offers": (ActionScoresPipeline, {"actions": shop.actions}),
     }[what]
@@ -333,7 +349,7 @@ def ask_one(live, shop, question, *time):
     if "embedding" in question:
         return live.embedding(*time)
     if "forecasts" in question:
-        return live.forecast(*time, days=question["days"], known=question.get("known"))
+        return live.forecast(*time, **{name: question.get(name) for name in FORECAST_OPTIONS})
     if "prediction" in question:
         return live.predict(*time)
     if "offers" in question:
@@ -361,7 +377,8 @@ def ask_frame(shop, question):
         return {name: flatten(row) for name, row in model.embed(**time).T.to_dict("list").items()}
     if "forecasts" in question:
         known = question.get("known") and write_known(question["known"])
-        return model.forecast(days=question["days"], known=known, **time).to_dict("index")
+        rate = question.get("discount_rate")
+        return model.forecast(days=question["days"], known=known, discount_rate=rate, **time).to_dict("index")
     if "prediction" in question:
         return model.predict(**time).rename(columns=unprefixed).to_dict("index")
     table = model.recommend(k=K, **choose(shop, question, **time))
@@ -383,7 +400,7 @@ def read_predictions(shop, question):
     options |= {"top_k": 0 if "embedding" in question or "forecasts" in question else K} | (
         {} if shop.extractor.order else {"as_of": AS_OF}
     )
-    options |= {name: question[name] for name in ("horizon_days", "exclude") if name in question}
+    options |= {name: question[name] for name in ("horizon_days", "exclude", "discount_rate") if name in question}
     if "known" in question:
         write_known(question["known"]).to_csv(shop.place / "known.csv", index=False)
         options["known"] = shop.place / "known.csv"
@@ -421,7 +438,7 @@ def ask_service(shop, question):
     service = make_service(shop.model, shop.extractor, shop.place / "state.db", **clock)
     client, answers = make_client(service), {}
     options = {name: value for name, value in choose(shop, question).items() if name in ("horizon_days", "exclude")}
-    options |= {"days": question["days"]} if "days" in question else {}
+    options |= {name: question[name] for name in ("days", "discount_rate") if name in question}
     options |= {"task": question["tasks"] or []} if "tasks" in question else {}
     options |= {} if shop.extractor.order else {"as_of": AS_OF}
     what = next(iter(question)).replace("tasks", "scores").replace("forecasts", "forecast")

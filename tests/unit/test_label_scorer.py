@@ -100,6 +100,9 @@ def test_a_question_needs_the_columns_of_its_task_alone(model, data):
         assert torch.equal(column, answers[name])
     with pytest.raises(ValueError, match="A row has no 'feature_"):
         predictor.ask(needed, Questions(tasks=["items"], embedding=True))
+    for name, value in {"days": [7.0], "known": {}, "discount_rate": 0.1}.items():
+        with pytest.raises(ValueError, match=f"`{name}` .* of.* forecasts: ask for forecasts, or leave it out"):
+            predictor.check(Questions(tasks=["items"], **{name: value}))
 
 
 def test_a_history_without_events_gets_labels_that_were_seen(model, batch):
