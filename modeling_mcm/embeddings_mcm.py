@@ -154,7 +154,9 @@ class MCMEmbeddings(nn.Module):
         if visit_ids is None:
             raise ValueError("encoder_unit='visit' needs `visit_ids`: MCMFeatureExtractor and the collator give them.")
         batch, _, hidden = events.shape
-        count = cast(int, visit_ids.max().item()) + 1  # not int(...), which can't be compiled
+        count = visit_ids.shape[1]  # of an export, whose sizes are those of its inputs
+        if not torch.compiler.is_exporting():
+            count = cast(int, visit_ids.max().item()) + 1  # not int(...), which can't be compiled
         torch._check(count >= 1)  # tells a compiler that it is a size
         if self.training and self.event_dropout > 0:
             weight = self._drop_events(weight, visit_ids, count)

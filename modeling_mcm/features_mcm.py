@@ -164,7 +164,7 @@ class LabelHistory(NamedTuple):
     @property
     def size(self) -> int:
         """B."""
-        return len(self.is_new)
+        return self.is_new.shape[0]  # not len(...), which an export takes for a constant
 
     @classmethod
     def from_batch(
@@ -226,9 +226,10 @@ class LabelHistory(NamedTuple):
         """Counts how long ago the labelled events of rows were, all of shape `(E,)`, `is_new` `(B,)`."""
         time = time.double()
         # Counts of the changes of row and visit, and of these and time
-        opens_visit = (row.diff() != 0) | (visit.diff() != 0)
-        counts = F.pad(torch.stack([opens_visit, opens_visit | (time.diff() != 0)]), (1, 0)).cumsum(1)
-        last = torch.bincount(row, minlength=len(is_new) * tasks).cumsum(0) - 1  # event of each row
+        opens_visit = _changes(row) | _changes(visit)
+        counts = torch.stack([opens_visit, opens_visit | _changes(time)]).cumsum(1)
+        number = row.new_zeros(is_new.shape[0] * tasks).index_add_(0, row, torch.ones_like(row))  # of a row's events
+        last = number.cumsum(0) - 1  # event of each row
         ago = torch.cat([counts.index_select(1, last[row]) - counts, (as_of.double() - time)[None]])
         return cls(row, label, ago, kind, is_new)
 
@@ -240,6 +241,11 @@ class LabelHistory(NamedTuple):
         latest = self.label.new_zeros(self.size * tasks, LATEST)
         latest[self.row[is_late], place[is_late]] = self.label[is_late]
         return latest
+
+
+def _changes(values: Tensor) -> Tensor:
+    """Says of each value `(E,)` whether it is another one than that before it."""
+    return values != F.pad(values, (1, 0))[:-1]
 
 
 class SeenLabels(NamedTuple):
@@ -277,7 +283,7 @@ def describe_histories(row: Tensor, cell: Tensor, kind: Tensor, ago: Tensor, siz
     """Describes the labels of each history, from row, cell and kind `(E,)` of each event, and `ago` `(3, E)` with gaps
     for days. Sums are in double precision and in one order: equal shares are equal to the bit in every batch, and so
     are their ranks."""
-    most = max(len(cell), 1)  # more than any number of moments
+    most = cell.shape[0] + 1  # more than any number of moments
     keys = (cell * most + ago[MOMENTS].long()).mul_(KINDS + 1).add_(kind.clamp(max=KINDS))
     keys, order = keys.sort()  # label after label, newest first, and equal events side by side
     keys, equal = keys.unique_consecutive(return_counts=True)
@@ -293,7 +299,7 @@ def describe_histories(row: Tensor, cell: Tensor, kind: Tensor, ago: Tensor, siz
     is_newest = ago[MOMENTS] == ago[MOMENTS].index_select(0, first).index_select(0, seen)
     faded_events = _fade(ago, opens, is_newest, kind.index_select(0, order), equal)
     values = torch.cat([*faded_events, opens, steps[:1].square()])
-    sums = values.new_zeros(len(values), len(cell)).index_add_(1, seen, values)
+    sums = values.new_zeros(len(values), cell.shape[0]).index_add_(1, seen, values)
     faded, last_kinds, recent, number, squares = sums.split([len(SHARES), KINDS, 1, 2, 1])
     start = ago.new_zeros(3, size).scatter_reduce(1, row.expand(3, -1), oldest, "amax")
     since = ago.new_zeros(size).scatter_reduce(0, row, newest[GAPS], "amin", include_self=False)
@@ -325,7 +331,7 @@ def _describe_shares(labels: _Labels) -> tuple[Columns, Columns]:
     by row."""
     events = labels.faded[len(FADING) - 1 :]  # of all, and of each kind
     sums = torch.cat([events, labels.number[:1], torch.ones_like(events[:1])])
-    sums = sums.new_zeros(len(sums), len(labels.since)).index_add_(1, labels.row, sums)
+    sums = sums.new_zeros(len(sums), labels.since.shape[0]).index_add_(1, labels.row, sums)
     # The largest possible sum, of a label that each visit or moment has, is a geometric series
     units = torch.tensor([unit for unit, _ in FADING[:-1]], device=sums.device)
     falls, longest = sums.new_tensor(FALLS[:-1])[:, None], labels.start.index_select(0, units) + 1
@@ -382,7 +388,7 @@ def describe_candidates(row: Tensor, cell: Tensor, seen: SeenLabels, evidence: T
     candidates' evidence `(5, N)`, and what [`describe_popularity`] says of them `(8, N)`."""
     place = torch.searchsorted(seen.cell, cell)
     is_seen = F.pad(seen.cell, (0, 1), value=-1).index_select(0, place) == cell
-    personal = F.pad(seen.numbers, (0, 1)).index_select(1, torch.where(is_seen, place, len(seen.cell)))  # (25, N)
+    personal = F.pad(seen.numbers, (0, 1)).index_select(1, torch.where(is_seen, place, seen.cell.shape[0]))  # (25, N)
     histories = seen.customers.index_select(1, row)  # (4, N)
     share, gap, rate, *known = popularity
     ratios = [(evidence[1] + 1e-4) / (share + 1e-4), personal[PLACES["since_visits"]].exp() / gap]
@@ -431,6 +437,13 @@ def _make_factors(number: int, step: float, device: torch.device) -> Tensor:
 def compare(row: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
     """Compares values `(k, N)` in single precision within their row; `row` `(N,)` is ascending. Returns ranks from 1,
     the largest first, and the largest value, both `(k, N)`. Of equal ones the first is ahead."""
+    if torch.compiler.is_exporting():  # the same in torch alone, which takes longer
+        order = values.argsort(dim=1, descending=True, stable=True)
+        order = order.gather(1, row[order].argsort(dim=1, stable=True))  # (k, N): row after row, the largest first
+        first = torch.searchsorted(row, row)  # (N,): where the row begins
+        numbered = (torch.arange(row.shape[0], device=row.device) - first + 1).to(values)
+        ranks = torch.empty_like(values).scatter_(1, order, numbered.expand_as(values))
+        return ranks, values.gather(1, order[:, first])
     numbers = row.numpy(force=True)
     first = np.searchsorted(numbers, numbers)  # (N,): where the row begins
     place = np.arange(len(numbers)) - first  # (N,): of the candidate in its row

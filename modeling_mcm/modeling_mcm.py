@@ -217,7 +217,7 @@ def create_window_mask(config: MCMConfig, hidden: Tensor, unit_mask: Tensor) -> 
     """The causal mask of units `(B, U)`; with an attention window a unit attends to the latest ones and to the start
     row. Raises `ValueError` if a window needs a mask, and the attention's kernel reads no such mask."""
     window, units = config.attention_window, unit_mask.shape[1]
-    if window is None or units <= window + 1:
+    if window is None or (not torch.compiler.is_exporting() and units <= window + 1):
         return create_causal_mask(config, hidden, unit_mask.long(), cache=None)
 
     def is_near(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:

@@ -123,8 +123,9 @@ class LabelTables(nn.Module):
         the weight of the pair, times the `factor` of the label. `label`, `factor` and `start` are `(M,)`; a label is
         one of the V of a kind, kind after kind, and a start is where the labels of kind, customer and task begin among
         all numbers of `sums`."""
-        start = start.int() if sums.numel() < 2**31 else start  # moves fewer bytes
-        parts = (each.split(ROWS_AT_ONCE) for each in (label, factor, start))
+        whole = torch.compiler.is_exporting()  # whose graph has no loops
+        start = start.int() if not whole and sums.numel() < 2**31 else start  # moves fewer bytes
+        parts = ((each,) if whole else each.split(ROWS_AT_ONCE) for each in (label, factor, start))
         for labels, factors, starts in zip(*parts, strict=True):  # (m,)
             added = self.weights.flatten(0, 1).index_select(0, labels).float().mul_(factors[:, None])  # (m, K)
             neighbours = self.neighbours.flatten(0, 1).index_select(0, labels)  # (m, K)
@@ -199,7 +200,7 @@ def candidate_features(
         known = torch.stack(list(visits), 1)[customer, task]  # (N,)
         popularity = describe_popularity(then[customer, :, column].T, sums[customer, :, task].T, known)
     numbers = describe_candidates(row, cell, seen, evidence.flatten(1).index_select(1, cell), popularity)
-    read = numbers.new_zeros(NUM_FEATURES - COUNTED, len(cell))
+    read = numbers.new_zeros(NUM_FEATURES - COUNTED, cell.shape[0])
     if readout is not None and log_p is not None:
         latest = history.find_latest(len(tables))  # (R, LATEST)
         read = _describe_readout(readout, log_p.view(-1)[cell], latest, row, label)
@@ -279,7 +280,7 @@ class LabelColumns:
         return describe_popularity(torch.cat(counts, 2)[0], sums, self.totals[:, 0].index_select(0, self.tasks))
 
     @cached_property
-    def popular(self) -> NDArray:
+    def popular(self) -> Tensor:
         """The labels that are candidates by their popularity then, `(1, C)`."""
         return choose_popular([table.counts[None] for table in self.tables], self.parts)
 
@@ -333,9 +334,8 @@ def _sum_evidence(size: int, seen: SeenLabels, tables: Sequence[LabelTables], co
         kinds, labels, _ = table.neighbours.shape
         factor = factors[:kinds] * (task == index)  # (kinds, P)
         kind, read = factor.nonzero(as_tuple=True)  # (M,): which of the P labels by each kind
-        if len(read):
-            starts = start.index_select(0, read) + kind * evidence[0].numel()
-            table.add_neighbours(label.index_select(0, read) + kind * labels, factor[kind, read], starts, evidence)
+        starts = start.index_select(0, read) + kind * evidence[0].numel()
+        table.add_neighbours(label.index_select(0, read) + kind * labels, factor[kind, read], starts, evidence)
     _add_attributes(seen, factors[0], columns, evidence[-1])
     return evidence.clamp_(min=0)
 
@@ -358,7 +358,7 @@ def _add_attributes(seen: SeenLabels, recency: Tensor, columns: LabelColumns, su
         return
     customer, column = seen.cell // columns.number, seen.cell % columns.number  # (P,)
     weights = rarity.index_select(0, column) * recency[:, None]  # (P, A)
-    shared = sums.new_zeros(len(sums), number)  # by customer and value
+    shared = sums.new_zeros(sums.shape[0], number)  # by customer and value
     cells = customer[:, None] * number + values.index_select(0, column)  # (P, A)
     shared.view(-1).index_add_(0, cells.view(-1), weights.view(-1))
     for attribute in values.T:  # (C,), one after the other: (B, C, A) would be the largest tensor
@@ -376,38 +376,39 @@ def _choose(
     if they are not those of the tables, and log probabilities by the readout `(B, C)`, minus infinity where it is not
     read. Of equal labels the first are chosen."""
     chosen = columns.popular if counts is None else choose_popular(counts, columns.parts)
-    chosen = np.repeat(chosen, evidence.shape[1] // len(chosen), axis=0)  # (B, C)
+    chosen = chosen.expand_as(evidence[0]).clone()  # (B, C)
     for values, most in zip(evidence, BEST, strict=True):  # one kind after the other: a copy of all is large
         ranked = break_ties(values)
         ranked.view(-1).index_fill_(0, seen.cell, 0)  # they are candidates anyway
         _add_best(chosen, ranked, most, 2 * LEAST, columns.parts)
     if log_p is not None:
         _add_best(chosen, break_ties(log_p.exp()), MOST_READ, 2 * LEAST, columns.parts)
-    chosen.reshape(-1)[seen.cell.numpy(force=True)] = True
-    chosen[:, columns.no_labels.numpy(force=True)] = False
-    return torch.from_numpy(chosen).to(evidence.device)
+    chosen.view(-1).index_fill_(0, seen.cell, True)
+    return chosen.index_fill_(1, columns.no_labels, False)
 
 
-def choose_popular(counts: Sequence[Tensor], parts: Sequence[slice]) -> NDArray:
+def choose_popular(counts: Sequence[Tensor], parts: Sequence[slice]) -> Tensor:
     """Chooses by counts `(1 or B, 5, V)` of each task the labels that most visits have, `(1 or B, C)`."""
     # Visits of each label in the whole period, and in its latest part: rows 0 and 3 of `LabelTables.counts`
     visits = torch.cat([task_counts[:, ::3].transpose(0, 1) for task_counts in counts], 2)  # (2, 1 or B, C)
-    chosen = np.zeros(visits.shape[1:], bool)
+    chosen = torch.zeros_like(visits[0], dtype=torch.bool)
     for values, most in zip(visits, POPULAR, strict=True):
         _add_best(chosen, break_ties(values), most, 0.0, parts)
     return chosen
 
 
-def _add_best(chosen: NDArray, values: Tensor, most: int, least: float, parts: Sequence[slice]) -> None:
+def _add_best(chosen: Tensor, values: Tensor, most: int, least: float, parts: Sequence[slice]) -> None:
     """Adds to `chosen` `(B, C)`, by customer and task, the labels with the largest `most` of values `(1 or B, C)`, of
     which no two are equal; none of less than `least`."""
-    numbers = values.numpy(force=True)  # of the processor, whose `partition` is faster than `topk`
     for part in parts:
         labels = slice(part.start + FIRST_LABEL, part.stop)
-        own = numbers[:, labels]
-        place = -min(most, own.shape[1])
-        lowest = np.partition(own, place)[:, place, None]  # (1 or B, 1)
-        chosen[:, labels] |= own >= np.maximum(lowest, least)
+        own = values[:, labels]
+        number = min(most, part.stop - part.start - FIRST_LABEL)
+        if torch.compiler.is_exporting():
+            lowest = own.topk(number).values[:, -1:]  # (1 or B, 1)
+        else:  # faster than `topk`
+            lowest = torch.from_numpy(np.partition(own.numpy(force=True), -number)[:, [-number]]).to(own.device)
+        chosen[:, labels] |= own >= lowest.clamp(min=least)
 
 
 class ScoreNetwork(nn.Module):
@@ -498,7 +499,8 @@ class LabelScorer(Exact):
         buffers = [values for table in tables for values in table.buffers(recurse=False)]
         versions = [0 if values.is_inference() else values._version for values in buffers]
         kept = self._columns.get(tasks)
-        if kept is None or kept[1] != versions or any(map(operator.is_not, kept[0], buffers)):
+        is_new = kept is None or kept[1] != versions or any(map(operator.is_not, kept[0], buffers))
+        if is_new and not torch.compiler.is_exporting():  # what was read before the export is constant in it
             with torch.inference_mode(False), torch.no_grad():  # a later call may need gradients
                 columns = LabelColumns.read(tables)
                 for name in ("log_shares", "first", "popularity", "popular", "attributes"):
@@ -522,9 +524,10 @@ class LabelScorer(Exact):
     def average_unseen(row: Tensor, values: Tensor, features: Tensor, rows: int) -> Tensor:
         """Mean score `(rows,)` of each row's candidates that are not in its history; where there are none, the lowest
         score of a candidate."""
-        unseen = features[:, PLACES["seen"]] == 0
+        unseen = (features[:, PLACES["seen"]] == 0).to(values.dtype)
         lowest = values.new_zeros(rows).scatter_reduce(0, row, values, "amin", include_self=False)
-        return lowest.scatter_reduce(0, row[unseen], values[unseen], "mean", include_self=False)
+        sums = values.new_zeros(2, rows).index_add_(1, row, torch.stack([values * unseen, unseen]))
+        return torch.where(sums[1] > 0, sums[0] / sums[1].clamp(min=1), lowest)
 
     @staticmethod
     def chances(chance: Sequence[Tensor] | Tensor, log_probabilities: Tensor) -> Tensor:
