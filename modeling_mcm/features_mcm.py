@@ -244,8 +244,8 @@ class LabelHistory(NamedTuple):
 
 
 def _changes(values: Tensor) -> Tensor:
-    """Says of each value `(E,)` whether it is another one than that before it."""
-    return values != F.pad(values, (1, 0))[:-1]
+    """Says of each value `(E,)`, none below 0, whether it is another one than that before it."""
+    return values != F.pad(values, (1, 0), value=-1)[:-1]
 
 
 class SeenLabels(NamedTuple):
@@ -286,11 +286,13 @@ def describe_histories(row: Tensor, cell: Tensor, kind: Tensor, ago: Tensor, siz
     most = cell.shape[0] + 1  # more than any number of moments
     keys = (cell * most + ago[MOMENTS].long()).mul_(KINDS + 1).add_(kind.clamp(max=KINDS))
     keys, order = keys.sort()  # label after label, newest first, and equal events side by side
-    keys, equal = keys.unique_consecutive(return_counts=True)
-    order = order.index_select(0, equal.cumsum(0) - equal)  # one event for all that are equal
-    cell, seen, lengths = (keys // (most * (KINDS + 1))).unique_consecutive(return_inverse=True, return_counts=True)
-    ago, last = ago.index_select(1, order), lengths.cumsum(0)
-    first = last - lengths
+    chosen = _changes(keys).nonzero()[:, 0]  # one event for all that are equal
+    equal = chosen.diff(append=chosen.new_full((1,), keys.shape[0]))
+    order, cells = order.index_select(0, chosen), keys.index_select(0, chosen) // (most * (KINDS + 1))
+    opens_label = _changes(cells)
+    seen, first = opens_label.cumsum(0) - 1, opens_label.nonzero()[:, 0]
+    last = first + first.diff(append=first.new_full((1,), cells.shape[0]))
+    ago, cell = ago.index_select(1, order), cells.index_select(0, first)
     row, newest = row.index_select(0, order.index_select(0, first)), ago.index_select(1, first)
     oldest = ago.index_select(1, last - 1)
     steps = ago[:GAPS].diff(dim=1, prepend=ago.new_zeros(GAPS, 1)).index_fill_(1, first, 0)
@@ -308,7 +310,7 @@ def describe_histories(row: Tensor, cell: Tensor, kind: Tensor, ago: Tensor, siz
     shares, customers = _describe_shares(labels)
     columns = _describe_frequency(labels) | _describe_recency(labels) | _describe_gaps(labels) | shares
     columns |= {f"last_kind_{kind}": number > 0 for kind, number in enumerate(last_kinds)}
-    numbers = torch.stack([columns[name] for name in PERSONAL]).float()
+    numbers = torch.stack([columns[name].float() for name in PERSONAL])
     of_customers = torch.stack([customers[name] for name in OF_CUSTOMERS]).float()
     return SeenLabels(cell, row, numbers, recent[0].float(), of_customers)
 
@@ -383,18 +385,17 @@ def _describe_gaps(labels: _Labels) -> Columns:
     return {"overdue_visits": late[0], "overdue_days": late[1], "irregularity": irregularity}
 
 
-def describe_candidates(row: Tensor, cell: Tensor, seen: SeenLabels, evidence: Tensor, popularity: Tensor) -> Tensor:
-    """Computes the counted numbers `(COUNTED, N)` of candidates `(N,)` from the labels of the histories, the
-    candidates' evidence `(5, N)`, and what [`describe_popularity`] says of them `(8, N)`."""
-    place = torch.searchsorted(seen.cell, cell)
-    is_seen = F.pad(seen.cell, (0, 1), value=-1).index_select(0, place) == cell
-    personal = F.pad(seen.numbers, (0, 1)).index_select(1, torch.where(is_seen, place, seen.cell.shape[0]))  # (25, N)
+def describe_candidates(row: Tensor, place: Tensor, seen: SeenLabels, evidence: Tensor, popularity: Tensor) -> Tensor:
+    """Computes the counted numbers `(COUNTED, N)` of candidates `(N,)` from the labels of the histories and the
+    candidates' places among them, P where it is none; their evidence `(5, N)`; and what [`describe_popularity`] says of
+    them `(8, N)`."""
+    personal = F.pad(seen.numbers, (0, 1)).index_select(1, place)  # (25, N)
     histories = seen.customers.index_select(1, row)  # (4, N)
     share, gap, rate, *known = popularity
     ratios = [(evidence[1] + 1e-4) / (share + 1e-4), personal[PLACES["since_visits"]].exp() / gap]
     lift, overdue = torch.stack(ratios).log()
     popular = torch.stack([lift, rate, *known, overdue * personal[PLACES["seen"]]])  # (8, N)
-    logs = (30 * evidence.index_select(0, torch.tensor(LOGS, device=cell.device))).log1p()
+    logs = (30 * evidence.index_select(0, torch.tensor(LOGS, device=row.device))).log1p()
     return torch.cat([personal, histories, logs, *_compare_candidates(row, personal, rate, evidence), popular])
 
 
@@ -438,10 +439,11 @@ def compare(row: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
     """Compares values `(k, N)` in single precision within their row; `row` `(N,)` is ascending. Returns ranks from 1,
     the largest first, and the largest value, both `(k, N)`. Of equal ones the first is ahead."""
     if torch.compiler.is_exporting():  # the same in torch alone, which takes longer
-        order = values.argsort(dim=1, descending=True, stable=True)
-        order = order.gather(1, row[order].argsort(dim=1, stable=True))  # (k, N): row after row, the largest first
-        first = torch.searchsorted(row, row)  # (N,): where the row begins
-        numbered = (torch.arange(row.shape[0], device=row.device) - first + 1).to(values)
+        places, opens = torch.arange(row.shape[0], device=row.device), _changes(row)
+        order = ((values.double() + LEAST) * (1 - TIE * places.double())).argsort(dim=1, descending=True)
+        order = order.gather(1, (row[order] * row.shape[0] + places).argsort(dim=1))  # (k, N): row after row
+        first = opens.nonzero()[:, 0].index_select(0, opens.cumsum(0) - 1)  # (N,): where the row begins
+        numbered = (places - first + 1).to(values)
         ranks = torch.empty_like(values).scatter_(1, order, numbered.expand_as(values))
         return ranks, values.gather(1, order[:, first])
     numbers = row.numpy(force=True)

@@ -199,7 +199,10 @@ def candidate_features(
         then, sums = torch.cat(list(counts), 2), _sum_counts(counts)  # (B, 5, C), (B, 2, T)
         known = torch.stack(list(visits), 1)[customer, task]  # (N,)
         popularity = describe_popularity(then[customer, :, column].T, sums[customer, :, task].T, known)
-    numbers = describe_candidates(row, cell, seen, evidence.flatten(1).index_select(1, cell), popularity)
+    seen_places = torch.arange(seen.cell.shape[0], dtype=torch.int32, device=cell.device)  # (P,)
+    places = seen_places.new_full((evidence[0].numel(),), seen.cell.shape[0]).index_copy_(0, seen.cell, seen_places)
+    own_evidence, place = evidence.flatten(1).index_select(1, cell), places.index_select(0, cell)  # (5, N), (N,)
+    numbers = describe_candidates(row, place, seen, own_evidence, popularity)
     read = numbers.new_zeros(NUM_FEATURES - COUNTED, cell.shape[0])
     if readout is not None and log_p is not None:
         latest = history.find_latest(len(tables))  # (R, LATEST)
@@ -302,7 +305,7 @@ class LabelColumns:
         """Log shares `(rows, C)` of the labels that are no candidates, less the largest of each row and task; minus
         infinity for candidates, which are flat indices `(N,)`."""
         shares = self.log_shares.repeat(rows, 1)
-        shares.view(-1)[cell] = -torch.inf
+        shares.view(-1).index_fill_(0, cell, -torch.inf)
         largest = torch.stack([shares[:, part].amax(1) for part in self.parts], 1).nan_to_num_(neginf=0.0)
         return shares.sub_(largest.index_select(1, self.tasks))
 
@@ -327,6 +330,7 @@ def _sum_evidence(size: int, seen: SeenLabels, tables: Sequence[LabelTables], co
     tables' rows of the labels of the history, and how rare the attributes are that it shares with them."""
     evidence = seen.recent.new_zeros(len(EVIDENCE), size, columns.number)
     factors = _weigh_seen(seen)  # (4, P)
+    torch._check(seen.cell.shape[0] < 2**31)  # or exports would find that 4 P may be too large
     column, task = seen.cell % columns.number, seen.row % len(tables)  # (P,)
     label = column - columns.starts.index_select(0, task)  # (P,)
     start = seen.cell - label  # (P,): where the labels of the customer and task begin in (B, C)
@@ -581,7 +585,7 @@ class LabelScorer(Exact):
         average = self.average_unseen(row, values, features, history.size * len(tasks))  # (R,)
         scores += average.view(-1, len(tasks)).index_select(1, columns.tasks)
         scores.index_fill_(1, columns.no_labels, torch.finfo(scores.dtype).min / 2)
-        scores.view(-1)[cell] = values
+        scores.view(-1).index_copy_(0, cell, values)
         scores = torch.where(history.is_new[:, None], columns.first, scores)
         return [scores[:, part] for part in columns.parts]
 
