@@ -228,19 +228,23 @@ class LabelHistory(NamedTuple):
         # Counts of the changes of row and visit, and of these and time
         opens_visit = _changes(row) | _changes(visit)
         counts = torch.stack([opens_visit, opens_visit | _changes(time)]).cumsum(1)
-        number = row.new_zeros(is_new.shape[0] * tasks).index_add_(0, row, torch.ones_like(row))  # of a row's events
-        last = number.cumsum(0) - 1  # event of each row
-        ago = torch.cat([counts.index_select(1, last[row]) - counts, (as_of.double() - time)[None]])
+        last = _find_last(row, is_new.shape[0] * tasks)
+        ago = torch.cat([counts.index_select(1, last) - counts, (as_of.double() - time)[None]])
         return cls(row, label, ago, kind, is_new)
 
     def find_latest(self, tasks: int) -> Tensor:
         """The latest labels of each row, the last one first, `(R, LATEST)`; 0 where there are fewer."""
-        place = torch.searchsorted(self.row, self.row, right=True) - 1
-        place -= torch.arange(len(place), device=place.device)  # from the last event of the row
-        is_late = place < LATEST
-        latest = self.label.new_zeros(self.size * tasks, LATEST)
-        latest[self.row[is_late], place[is_late]] = self.label[is_late]
-        return latest
+        rows = self.size * tasks
+        place = _find_last(self.row, rows) - torch.arange(self.row.shape[0], device=self.row.device)  # from the last
+        late = (place < LATEST).nonzero()[:, 0]
+        latest = self.label.new_zeros(rows * LATEST)
+        return latest.index_copy_(0, (self.row * LATEST + place)[late], self.label[late]).view(rows, LATEST)
+
+
+def _find_last(row: Tensor, rows: int) -> Tensor:
+    """The last event of the row of each event `(E,)`, whose rows ascend."""
+    number = row.new_zeros(rows).index_add_(0, row, torch.ones_like(row))  # of events
+    return (number.cumsum(0) - 1).index_select(0, row)
 
 
 def _changes(values: Tensor) -> Tensor:
@@ -473,7 +477,10 @@ def compare_vectors(vectors: Tensor, row: Tensor, label: Tensor, latest: Tensor)
     """Cosines `(2, N)` of the vectors `(V, H)` of candidates, pairs of a row and a label `(N,)`, to those of the
     `latest` labels `(R, LATEST)` of their row: to the first one, and the largest one above 0; 0 without any."""
     is_read = label.new_zeros(len(vectors)).index_fill_(0, label, 1)
-    units, ends = F.normalize(vectors[is_read > 0].float(), dim=1), F.normalize(vectors[latest].float(), dim=2)
+    units, ends = (
+        F.normalize(vectors[is_read.nonzero()[:, 0]].float(), dim=1),
+        F.normalize(vectors[latest].float(), dim=2),
+    )
     cosines = (ends @ units.T).masked_fill(latest[..., None] == 0, 0.0)  # (R, LATEST, labels of candidates)
     place = is_read.cumsum(0)[label] - 1
     return torch.stack([cosines[row, 0, place], cosines.amax(1).clamp(min=0)[row, place]])

@@ -24,7 +24,6 @@ from typing import NamedTuple, cast
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import initialization as init
 
@@ -229,14 +228,14 @@ def _describe_readout(
     """The numbers of the readout `(4, N)` of candidates `(N,)`, from their log probabilities `(N,)` and the latest
     labels of each row `(R, LATEST)`; 0 in tasks where it is not read."""
     ranks = compare(row, log_p.exp()[None])[0][0]  # (N,)
-    numbers = log_p.new_zeros(NUM_FEATURES - COUNTED, len(row))
+    numbers = log_p.new_zeros(NUM_FEATURES - COUNTED, row.shape[0])
     customer, task = row // len(readout), row % len(readout)
     for index, task_readout in enumerate(readout):
         if task_readout is not None:
             own = (task == index).nonzero()[:, 0]  # candidates of the task
             latest_of_task = latest[index :: len(readout)]  # (B, LATEST)
             cosines = compare_vectors(task_readout.vectors, customer[own], label[own], latest_of_task)  # (2, own)
-            numbers[:, own] = torch.stack([log_p[own], ranks[own].log2(), *cosines])
+            numbers.index_copy_(1, own, torch.stack([log_p[own], ranks[own].log2(), *cosines]))
     return numbers
 
 
@@ -492,10 +491,17 @@ class LabelScorer(Exact):
         self.chance = nn.Buffer(torch.zeros(len(label_sizes), QUESTIONS, 3))  # see `chances`
         self.fitted = nn.Buffer(torch.zeros((), dtype=torch.bool))
         self._columns: dict[tuple[int, ...], tuple[list, list, LabelColumns]] = {}  # see `read_columns`
+        self._settings: tuple[bool, list[list[bool]]] = False, []  # see `read_settings`
 
     def get_tables(self, task: int) -> LabelTables:
         """What is counted of a task's labels."""
         return cast(LabelTables, self.tables[task])
+
+    def read_settings(self) -> tuple[bool, list[list[bool]]]:
+        """Whether it is fitted, and `reads`; in an export, where no number is known, as in the call before it."""
+        if not torch.compiler.is_exporting():
+            self._settings = bool(self.fitted), self.reads.tolist()
+        return self._settings
 
     def read_columns(self, tasks: tuple[int, ...]) -> LabelColumns:
         """What the tables of tasks say whatever the history is, which is read again when one of them has changed."""
@@ -592,10 +598,11 @@ class LabelScorer(Exact):
     def score_candidates(self, task: Tensor, features: Tensor, is_read: Tensor, is_left_out: Tensor | None) -> Tensor:
         """Scores `(N, Q)` of candidates of tasks `(N,)` by the network that reads the readout, where `is_read` `(N,)`,
         and elsewhere by the one that reads counts alone; `features` and `is_left_out` are `(N, F)`."""
-        scores = features.new_zeros(len(task), QUESTIONS)
+        scores = features.new_zeros(task.shape[0], QUESTIONS)
         for network, chosen in ((self.of_counts, ~is_read), (cast(ScoreNetwork, self.of_readout), is_read)):
             own = chosen.nonzero()[:, 0]
-            scores[own] = network(task[own], features[own], None if is_left_out is None else is_left_out[own])
+            left_out = None if is_left_out is None else is_left_out[own]
+            scores.index_copy_(0, own, network(task[own], features[own], left_out))
         return scores
 
 
