@@ -313,8 +313,8 @@ def describe_histories(row: Tensor, cell: Tensor, kind: Tensor, ago: Tensor, siz
     labels = _Labels(row, newest, oldest, faded, number, squares[0], start, since, own_gap)
     shares, customers = _describe_shares(labels)
     columns = _describe_frequency(labels) | _describe_recency(labels) | _describe_gaps(labels) | shares
-    columns |= {f"last_kind_{kind}": number > 0 for kind, number in enumerate(last_kinds)}
-    numbers = torch.stack([columns[name].float() for name in PERSONAL])
+    columns |= {f"last_kind_{kind}": number for kind, number in enumerate((last_kinds > 0).double())}
+    numbers = torch.stack([columns[name] for name in PERSONAL]).float()
     of_customers = torch.stack([customers[name] for name in OF_CUSTOMERS]).float()
     return SeenLabels(cell, row, numbers, recent[0].float(), of_customers)
 
@@ -361,8 +361,8 @@ def _describe_frequency(labels: _Labels) -> Columns:
         "seen": torch.ones_like(visits),
         "visits": visits.log1p(),
         "share_since_first": visits / (labels.oldest[VISITS] + 1),
-        "several": visits > 1,
-        "third": visits > 2,
+        "several": (visits > 1).double(),
+        "third": (visits > 2).double(),
     }
 
 
@@ -373,7 +373,7 @@ def _describe_recency(labels: _Labels) -> Columns:
         "since_visits": visits.log1p(),
         "since_moments": moments.log1p(),
         "since_days": (gaps / labels.own_gap.index_select(0, labels.row)).log1p(),
-        "in_last_visit": visits == 0,
+        "in_last_visit": (visits == 0).double(),
     }
 
 
@@ -391,8 +391,8 @@ def _describe_gaps(labels: _Labels) -> Columns:
 
 def describe_candidates(row: Tensor, place: Tensor, seen: SeenLabels, evidence: Tensor, popularity: Tensor) -> Tensor:
     """Computes the counted numbers `(COUNTED, N)` of candidates `(N,)` from the labels of the histories and the
-    candidates' places among them, P where it is none; their evidence `(5, N)`; and what [`describe_popularity`] says of
-    them `(8, N)`."""
+    candidates' places among them, P where it is none; their evidence `(5, N)`; and what [`describe_popularity`] says
+    of them `(8, N)`."""
     personal = F.pad(seen.numbers, (0, 1)).index_select(1, place)  # (25, N)
     histories = seen.customers.index_select(1, row)  # (4, N)
     share, gap, rate, *known = popularity
@@ -442,28 +442,28 @@ def _make_factors(number: int, step: float, device: torch.device) -> Tensor:
 def compare(row: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
     """Compares values `(k, N)` in single precision within their row; `row` `(N,)` is ascending. Returns ranks from 1,
     the largest first, and the largest value, both `(k, N)`. Of equal ones the first is ahead."""
-    if torch.compiler.is_exporting():  # the same in torch alone, which takes longer
-        places, opens = torch.arange(row.shape[0], device=row.device), _changes(row)
-        order = ((values.double() + LEAST) * (1 - TIE * places.double())).argsort(dim=1, descending=True)
-        order = order.gather(1, (row[order] * row.shape[0] + places).argsort(dim=1))  # (k, N): row after row
-        first = opens.nonzero()[:, 0].index_select(0, opens.cumsum(0) - 1)  # (N,): where the row begins
-        numbered = (places - first + 1).to(values)
-        ranks = torch.empty_like(values).scatter_(1, order, numbered.expand_as(values))
-        return ranks, values.gather(1, order[:, first])
-    numbers = row.numpy(force=True)
-    first = np.searchsorted(numbers, numbers)  # (N,): where the row begins
-    place = np.arange(len(numbers)) - first  # (N,): of the candidate in its row
-    rows, most = (index.max(initial=0) + 1 for index in (numbers, place))
-    cells = numbers * most + place  # (N,): in a table with a line for each row
+    opens = _changes(row)
+    first = opens.nonzero()[:, 0].index_select(0, opens.cumsum(0) - 1)  # (N,): where the row begins
+    place = torch.arange(row.shape[0], device=row.device) - first  # (N,): of the candidate in its row
+    ordered = _sort_rows(row, place, values)  # (k, N)
+    ranks = torch.empty_like(values).scatter_(1, ordered, (place + 1).to(values).expand_as(values))
+    return ranks, values.gather(1, ordered[:, first])
+
+
+def _sort_rows(row: Tensor, place: Tensor, values: Tensor) -> Tensor:
+    """The candidates `(k, N)`, row after row, the largest values first, of rows and places in them `(N,)`."""
+    if torch.compiler.is_exporting():  # of a graph without numpy
+        ordered = values.argsort(dim=1, descending=True, stable=True)
+        return ordered.gather(1, row[ordered].argsort(dim=1, stable=True))
+    numbers, places = (index.numpy(force=True) for index in (row, place))
+    rows, most = (index.max(initial=0) + 1 for index in (numbers, places))
+    cells = numbers * most + places  # (N,): in a table with a line for each row
     # A sort that gives places takes five times as long as one of whole numbers: these hold the place in the lower half
     keys = np.full((len(values), rows, most), np.iinfo(np.int64).max)  # behind the last candidate the largest number
-    keys.reshape(len(keys), -1)[:, cells] = (-_to_whole_numbers(values) << 32) + place
+    keys.reshape(len(keys), -1)[:, cells] = (-_to_whole_numbers(values) << 32) + places
     keys.sort(axis=2)
-    places = keys.reshape(len(keys), -1)[:, cells] & (2**32 - 1)  # (k, N): of the candidate with each rank
-    ordered = torch.from_numpy(places + first).to(row.device)
-    numbered = torch.from_numpy(place + 1).to(values)  # (N,)
-    ranks = torch.empty_like(values).scatter_(1, ordered, numbered.expand_as(values))
-    return ranks, values.gather(1, torch.from_numpy(places[:, first] + first).to(row.device))
+    found = keys.reshape(len(keys), -1)[:, cells] & (2**32 - 1)  # (k, N): place of the candidate with each rank
+    return torch.from_numpy(found + np.arange(len(numbers)) - places).to(row.device)
 
 
 def _to_whole_numbers(values: Tensor) -> NDArray[np.int64]:
@@ -477,10 +477,7 @@ def compare_vectors(vectors: Tensor, row: Tensor, label: Tensor, latest: Tensor)
     """Cosines `(2, N)` of the vectors `(V, H)` of candidates, pairs of a row and a label `(N,)`, to those of the
     `latest` labels `(R, LATEST)` of their row: to the first one, and the largest one above 0; 0 without any."""
     is_read = label.new_zeros(len(vectors)).index_fill_(0, label, 1)
-    units, ends = (
-        F.normalize(vectors[is_read.nonzero()[:, 0]].float(), dim=1),
-        F.normalize(vectors[latest].float(), dim=2),
-    )
+    units, ends = F.normalize(vectors[is_read > 0].float(), dim=1), F.normalize(vectors[latest].float(), dim=2)
     cosines = (ends @ units.T).masked_fill(latest[..., None] == 0, 0.0)  # (R, LATEST, labels of candidates)
     place = is_read.cumsum(0)[label] - 1
     return torch.stack([cosines[row, 0, place], cosines.amax(1).clamp(min=0)[row, place]])

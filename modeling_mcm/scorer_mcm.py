@@ -19,12 +19,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, pairwise
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.compiler import is_exporting
 from transformers import initialization as init
 
 from .configuration_mcm import FIRST_LABEL, MCMConfig
@@ -122,7 +123,7 @@ class LabelTables(nn.Module):
         the weight of the pair, times the `factor` of the label. `label`, `factor` and `start` are `(M,)`; a label is
         one of the V of a kind, kind after kind, and a start is where the labels of kind, customer and task begin among
         all numbers of `sums`."""
-        whole = torch.compiler.is_exporting()  # whose graph has no loops
+        whole = is_exporting()  # a graph, which has no loops
         start = start.int() if not whole and sums.numel() < 2**31 else start  # moves fewer bytes
         parts = ((each,) if whole else each.split(ROWS_AT_ONCE) for each in (label, factor, start))
         for labels, factors, starts in zip(*parts, strict=True):  # (m,)
@@ -198,10 +199,9 @@ def candidate_features(
         then, sums = torch.cat(list(counts), 2), _sum_counts(counts)  # (B, 5, C), (B, 2, T)
         known = torch.stack(list(visits), 1)[customer, task]  # (N,)
         popularity = describe_popularity(then[customer, :, column].T, sums[customer, :, task].T, known)
-    seen_places = torch.arange(seen.cell.shape[0], dtype=torch.int32, device=cell.device)  # (P,)
-    places = seen_places.new_full((evidence[0].numel(),), seen.cell.shape[0]).index_copy_(0, seen.cell, seen_places)
-    own_evidence, place = evidence.flatten(1).index_select(1, cell), places.index_select(0, cell)  # (5, N), (N,)
-    numbers = describe_candidates(row, place, seen, own_evidence, popularity)
+    seen_places = torch.arange(seen.cell.shape[0], device=cell.device)  # (P,)
+    places = cell.new_full((is_candidate.numel(),), seen.cell.shape[0]).index_copy_(0, seen.cell, seen_places)
+    numbers = describe_candidates(row, places[cell], seen, evidence.flatten(1).index_select(1, cell), popularity)
     read = numbers.new_zeros(NUM_FEATURES - COUNTED, cell.shape[0])
     if readout is not None and log_p is not None:
         latest = history.find_latest(len(tables))  # (R, LATEST)
@@ -386,6 +386,7 @@ def _choose(
         _add_best(chosen, ranked, most, 2 * LEAST, columns.parts)
     if log_p is not None:
         _add_best(chosen, break_ties(log_p.exp()), MOST_READ, 2 * LEAST, columns.parts)
+    chosen = chosen.to(evidence.device)
     chosen.view(-1).index_fill_(0, seen.cell, True)
     return chosen.index_fill_(1, columns.no_labels, False)
 
@@ -394,24 +395,26 @@ def choose_popular(counts: Sequence[Tensor], parts: Sequence[slice]) -> Tensor:
     """Chooses by counts `(1 or B, 5, V)` of each task the labels that most visits have, `(1 or B, C)`."""
     # Visits of each label in the whole period, and in its latest part: rows 0 and 3 of `LabelTables.counts`
     visits = torch.cat([task_counts[:, ::3].transpose(0, 1) for task_counts in counts], 2)  # (2, 1 or B, C)
-    chosen = torch.zeros_like(visits[0], dtype=torch.bool)
+    chosen = torch.zeros(visits.shape[1:], dtype=torch.bool)
     for values, most in zip(visits, POPULAR, strict=True):
         _add_best(chosen, break_ties(values), most, 0.0, parts)
     return chosen
 
 
 def _add_best(chosen: Tensor, values: Tensor, most: int, least: float, parts: Sequence[slice]) -> None:
-    """Adds to `chosen` `(B, C)`, by customer and task, the labels with the largest `most` of values `(1 or B, C)`, of
-    which no two are equal; none of less than `least`."""
+    """Adds to `chosen` `(B, C)`, on the CPU, by customer and task the labels with the largest `most` of values
+    `(1 or B, C)`, of which no two are equal; none of less than `least`."""
+    in_torch, numbers, is_best = is_exporting(), cast(Any, values), cast(Any, chosen)
+    if not in_torch:
+        numbers, is_best = values.numpy(force=True), chosen.numpy()
     for part in parts:
         labels = slice(part.start + FIRST_LABEL, part.stop)
-        own = values[:, labels]
-        number = min(most, part.stop - part.start - FIRST_LABEL)
-        if torch.compiler.is_exporting():
-            lowest = own.topk(number).values[:, -1:]  # (1 or B, 1)
-        else:  # faster than `topk`
-            lowest = torch.from_numpy(np.partition(own.numpy(force=True), -number)[:, [-number]]).to(own.device)
-        chosen[:, labels] |= own >= lowest.clamp(min=least)
+        own, number = numbers[:, labels], min(most, labels.stop - labels.start)
+        if in_torch:
+            lowest = own.topk(number).values[:, -1:].clamp(min=least)  # (1 or B, 1)
+        else:  # `partition` is faster than `topk`
+            lowest = np.maximum(np.partition(own, -number)[:, -number, None], least)
+        is_best[:, labels] |= own >= lowest
 
 
 class ScoreNetwork(nn.Module):
@@ -491,16 +494,19 @@ class LabelScorer(Exact):
         self.chance = nn.Buffer(torch.zeros(len(label_sizes), QUESTIONS, 3))  # see `chances`
         self.fitted = nn.Buffer(torch.zeros((), dtype=torch.bool))
         self._columns: dict[tuple[int, ...], tuple[list, list, LabelColumns]] = {}  # see `read_columns`
-        self._settings: tuple[bool, list[list[bool]]] = False, []  # see `read_settings`
+        self._settings: tuple[bool, list[list[bool]]] | None = None  # see `read_settings`
 
     def get_tables(self, task: int) -> LabelTables:
         """What is counted of a task's labels."""
         return cast(LabelTables, self.tables[task])
 
     def read_settings(self) -> tuple[bool, list[list[bool]]]:
-        """Whether it is fitted, and `reads`; in an export, where no number is known, as in the call before it."""
-        if not torch.compiler.is_exporting():
+        """Whether it is fitted, and `reads`; in an export, which knows no number, as in the call before it. Raises
+        `ValueError` if there was none."""
+        if not is_exporting():
             self._settings = bool(self.fitted), self.reads.tolist()
+        if self._settings is None:
+            raise ValueError("An export reads no counts: call the model once, with the same tasks, before it.")
         return self._settings
 
     def read_columns(self, tasks: tuple[int, ...]) -> LabelColumns:
@@ -510,7 +516,7 @@ class LabelScorer(Exact):
         versions = [0 if values.is_inference() else values._version for values in buffers]
         kept = self._columns.get(tasks)
         is_new = kept is None or kept[1] != versions or any(map(operator.is_not, kept[0], buffers))
-        if is_new and not torch.compiler.is_exporting():  # what was read before the export is constant in it
+        if kept is None or (is_new and not is_exporting()):  # in an export it is constant
             with torch.inference_mode(False), torch.no_grad():  # a later call may need gradients
                 columns = LabelColumns.read(tables)
                 for name in ("log_shares", "first", "popularity", "popular", "attributes"):
@@ -536,8 +542,8 @@ class LabelScorer(Exact):
         score of a candidate."""
         unseen = (features[:, PLACES["seen"]] == 0).to(values.dtype)
         lowest = values.new_zeros(rows).scatter_reduce(0, row, values, "amin", include_self=False)
-        sums = values.new_zeros(2, rows).index_add_(1, row, torch.stack([values * unseen, unseen]))
-        return torch.where(sums[1] > 0, sums[0] / sums[1].clamp(min=1), lowest)
+        total, number = values.new_zeros(2, rows).index_add_(1, row, torch.stack([values * unseen, unseen]))
+        return torch.where(number > 0, total / number.clamp(min=1), lowest)
 
     @staticmethod
     def chances(chance: Sequence[Tensor] | Tensor, log_probabilities: Tensor) -> Tensor:
@@ -601,8 +607,7 @@ class LabelScorer(Exact):
         scores = features.new_zeros(task.shape[0], QUESTIONS)
         for network, chosen in ((self.of_counts, ~is_read), (cast(ScoreNetwork, self.of_readout), is_read)):
             own = chosen.nonzero()[:, 0]
-            left_out = None if is_left_out is None else is_left_out[own]
-            scores.index_copy_(0, own, network(task[own], features[own], left_out))
+            scores[own] = network(task[own], features[own], None if is_left_out is None else is_left_out[own])
         return scores
 
 
