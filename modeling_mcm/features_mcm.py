@@ -242,7 +242,7 @@ class LabelHistory(NamedTuple):
 
 
 def _find_last(row: Tensor, rows: int) -> Tensor:
-    """The last event of the row of each event `(E,)`, whose rows ascend."""
+    """The last event of the row of each event `(E,)`, of rows that ascend."""
     number = row.new_zeros(rows).index_add_(0, row, torch.ones_like(row))  # of events
     return (number.cumsum(0) - 1).index_select(0, row)
 
@@ -292,13 +292,12 @@ def describe_histories(row: Tensor, cell: Tensor, kind: Tensor, ago: Tensor, siz
     keys, order = keys.sort()  # label after label, newest first, and equal events side by side
     chosen = _changes(keys).nonzero()[:, 0]  # one event for all that are equal
     equal = chosen.diff(append=chosen.new_full((1,), keys.shape[0]))
-    order, cells = order.index_select(0, chosen), keys.index_select(0, chosen) // (most * (KINDS + 1))
+    order, cells = order.index_select(0, chosen), keys[chosen] // (most * (KINDS + 1))
     opens_label = _changes(cells)
     seen, first = opens_label.cumsum(0) - 1, opens_label.nonzero()[:, 0]
-    last = first + first.diff(append=first.new_full((1,), cells.shape[0]))
     ago, cell = ago.index_select(1, order), cells.index_select(0, first)
     row, newest = row.index_select(0, order.index_select(0, first)), ago.index_select(1, first)
-    oldest = ago.index_select(1, last - 1)
+    oldest = ago.index_select(1, _find_last(seen, cell.shape[0])[first])
     steps = ago[:GAPS].diff(dim=1, prepend=ago.new_zeros(GAPS, 1)).index_fill_(1, first, 0)
     opens = (steps > 0).double().index_fill_(1, first, 1)  # 1 for a label's newest event of a visit, and of a moment
     # All sums are one: a sum by index costs more for its events than for its rows
@@ -443,7 +442,7 @@ def compare(row: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
     """Compares values `(k, N)` in single precision within their row; `row` `(N,)` is ascending. Returns ranks from 1,
     the largest first, and the largest value, both `(k, N)`. Of equal ones the first is ahead."""
     opens = _changes(row)
-    first = opens.nonzero()[:, 0].index_select(0, opens.cumsum(0) - 1)  # (N,): where the row begins
+    first = opens.nonzero()[:, 0][opens.cumsum(0) - 1]  # (N,): where the row begins
     place = torch.arange(row.shape[0], device=row.device) - first  # (N,): of the candidate in its row
     ordered = _sort_rows(row, place, values)  # (k, N)
     ranks = torch.empty_like(values).scatter_(1, ordered, (place + 1).to(values).expand_as(values))

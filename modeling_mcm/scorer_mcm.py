@@ -401,20 +401,20 @@ def choose_popular(counts: Sequence[Tensor], parts: Sequence[slice]) -> Tensor:
     return chosen
 
 
-def _add_best(chosen: Tensor, values: Tensor, most: int, least: float, parts: Sequence[slice]) -> None:
-    """Adds to `chosen` `(B, C)`, on the CPU, by customer and task the labels with the largest `most` of values
-    `(1 or B, C)`, of which no two are equal; none of less than `least`."""
-    in_torch, numbers, is_best = is_exporting(), cast(Any, values), cast(Any, chosen)
-    if not in_torch:
-        numbers, is_best = values.numpy(force=True), chosen.numpy()
+def _add_best(chosen: Any, values: Any, most: int, least: float, parts: Sequence[slice]) -> None:
+    """Adds to the tensor `chosen` `(B, C)`, on the CPU, by customer and task the labels with the largest `most` of the
+    tensor `values` `(1 or B, C)`, of which no two are equal; none of less than `least`."""
+    in_torch = is_exporting()
+    if not in_torch:  # numpy's `partition` is faster than `topk`
+        chosen, values = chosen.numpy(), values.numpy(force=True)
     for part in parts:
         labels = slice(part.start + FIRST_LABEL, part.stop)
-        own, number = numbers[:, labels], min(most, labels.stop - labels.start)
+        own, number = values[:, labels], min(most, labels.stop - labels.start)
         if in_torch:
             lowest = own.topk(number).values[:, -1:].clamp(min=least)  # (1 or B, 1)
-        else:  # `partition` is faster than `topk`
+        else:
             lowest = np.maximum(np.partition(own, -number)[:, -number, None], least)
-        is_best[:, labels] |= own >= lowest
+        chosen[:, labels] |= own >= lowest
 
 
 class ScoreNetwork(nn.Module):
@@ -494,7 +494,7 @@ class LabelScorer(Exact):
         self.chance = nn.Buffer(torch.zeros(len(label_sizes), QUESTIONS, 3))  # see `chances`
         self.fitted = nn.Buffer(torch.zeros((), dtype=torch.bool))
         self._columns: dict[tuple[int, ...], tuple[list, list, LabelColumns]] = {}  # see `read_columns`
-        self._settings: tuple[bool, list[list[bool]]] | None = None  # see `read_settings`
+        self._settings: Any = None  # see `read_settings`
 
     def get_tables(self, task: int) -> LabelTables:
         """What is counted of a task's labels."""
@@ -515,8 +515,8 @@ class LabelScorer(Exact):
         buffers = [values for table in tables for values in table.buffers(recurse=False)]
         versions = [0 if values.is_inference() else values._version for values in buffers]
         kept = self._columns.get(tasks)
-        is_new = kept is None or kept[1] != versions or any(map(operator.is_not, kept[0], buffers))
-        if kept is None or (is_new and not is_exporting()):  # in an export it is constant
+        is_same = is_exporting() or (kept and kept[1] == versions and all(map(operator.is_, kept[0], buffers)))
+        if kept is None or not is_same:  # in an export it is constant
             with torch.inference_mode(False), torch.no_grad():  # a later call may need gradients
                 columns = LabelColumns.read(tables)
                 for name in ("log_shares", "first", "popularity", "popular", "attributes"):
