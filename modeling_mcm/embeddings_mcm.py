@@ -154,7 +154,8 @@ class MCMEmbeddings(nn.Module):
         if visit_ids is None:
             raise ValueError("encoder_unit='visit' needs `visit_ids`: MCMFeatureExtractor and the collator give them.")
         batch, _, hidden = events.shape
-        count = cast(int, visit_ids.max().item()) + 1  # not int(...), which can't be compiled
+        # Sizes of an export are those of its inputs; and not int(...), which can't be compiled
+        count = visit_ids.shape[1] if torch.compiler.is_exporting() else cast(int, visit_ids.max().item()) + 1
         torch._check(count >= 1)  # tells a compiler that it is a size
         if self.training and self.event_dropout > 0:
             weight = self._drop_events(weight, visit_ids, count)

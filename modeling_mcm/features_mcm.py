@@ -164,7 +164,7 @@ class LabelHistory(NamedTuple):
     @property
     def size(self) -> int:
         """B."""
-        return len(self.is_new)
+        return self.is_new.shape[0]  # not len(...), which an export takes for a constant
 
     @classmethod
     def from_batch(
@@ -226,20 +226,30 @@ class LabelHistory(NamedTuple):
         """Counts how long ago the labelled events of rows were, all of shape `(E,)`, `is_new` `(B,)`."""
         time = time.double()
         # Counts of the changes of row and visit, and of these and time
-        opens_visit = (row.diff() != 0) | (visit.diff() != 0)
-        counts = F.pad(torch.stack([opens_visit, opens_visit | (time.diff() != 0)]), (1, 0)).cumsum(1)
-        last = torch.bincount(row, minlength=len(is_new) * tasks).cumsum(0) - 1  # event of each row
-        ago = torch.cat([counts.index_select(1, last[row]) - counts, (as_of.double() - time)[None]])
+        opens_visit = _changes(row) | _changes(visit)
+        counts = torch.stack([opens_visit, opens_visit | _changes(time)]).cumsum(1)
+        last = _find_last(row, is_new.shape[0] * tasks)
+        ago = torch.cat([counts.index_select(1, last) - counts, (as_of.double() - time)[None]])
         return cls(row, label, ago, kind, is_new)
 
     def find_latest(self, tasks: int) -> Tensor:
         """The latest labels of each row, the last one first, `(R, LATEST)`; 0 where there are fewer."""
-        place = torch.searchsorted(self.row, self.row, right=True) - 1
-        place -= torch.arange(len(place), device=place.device)  # from the last event of the row
-        is_late = place < LATEST
-        latest = self.label.new_zeros(self.size * tasks, LATEST)
-        latest[self.row[is_late], place[is_late]] = self.label[is_late]
-        return latest
+        rows = self.size * tasks
+        place = _find_last(self.row, rows) - torch.arange(self.row.shape[0], device=self.row.device)  # from the last
+        late = (place < LATEST).nonzero()[:, 0]
+        latest = self.label.new_zeros(rows * LATEST)
+        return latest.index_copy_(0, (self.row * LATEST + place)[late], self.label[late]).view(rows, LATEST)
+
+
+def _find_last(row: Tensor, rows: int) -> Tensor:
+    """The last event of the row of each event `(E,)`, of rows that ascend."""
+    number = row.new_zeros(rows).index_add_(0, row, torch.ones_like(row))  # of events
+    return (number.cumsum(0) - 1).index_select(0, row)
+
+
+def _changes(values: Tensor) -> Tensor:
+    """Says of each value `(E,)`, none below 0, whether it is another one than that before it."""
+    return values != F.pad(values, (1, 0), value=-1)[:-1]
 
 
 class SeenLabels(NamedTuple):
@@ -277,23 +287,24 @@ def describe_histories(row: Tensor, cell: Tensor, kind: Tensor, ago: Tensor, siz
     """Describes the labels of each history, from row, cell and kind `(E,)` of each event, and `ago` `(3, E)` with gaps
     for days. Sums are in double precision and in one order: equal shares are equal to the bit in every batch, and so
     are their ranks."""
-    most = max(len(cell), 1)  # more than any number of moments
+    most = cell.shape[0] + 1  # more than any number of moments
     keys = (cell * most + ago[MOMENTS].long()).mul_(KINDS + 1).add_(kind.clamp(max=KINDS))
     keys, order = keys.sort()  # label after label, newest first, and equal events side by side
-    keys, equal = keys.unique_consecutive(return_counts=True)
-    order = order.index_select(0, equal.cumsum(0) - equal)  # one event for all that are equal
-    cell, seen, lengths = (keys // (most * (KINDS + 1))).unique_consecutive(return_inverse=True, return_counts=True)
-    ago, last = ago.index_select(1, order), lengths.cumsum(0)
-    first = last - lengths
+    chosen = _changes(keys).nonzero()[:, 0]  # one event for all that are equal
+    equal = chosen.diff(append=chosen.new_full((1,), keys.shape[0]))
+    order, cells = order.index_select(0, chosen), keys[chosen] // (most * (KINDS + 1))
+    opens_label = _changes(cells)
+    seen, first = opens_label.cumsum(0) - 1, opens_label.nonzero()[:, 0]
+    ago, cell = ago.index_select(1, order), cells.index_select(0, first)
     row, newest = row.index_select(0, order.index_select(0, first)), ago.index_select(1, first)
-    oldest = ago.index_select(1, last - 1)
+    oldest = ago.index_select(1, _find_last(seen, cell.shape[0])[first])
     steps = ago[:GAPS].diff(dim=1, prepend=ago.new_zeros(GAPS, 1)).index_fill_(1, first, 0)
     opens = (steps > 0).double().index_fill_(1, first, 1)  # 1 for a label's newest event of a visit, and of a moment
     # All sums are one: a sum by index costs more for its events than for its rows
     is_newest = ago[MOMENTS] == ago[MOMENTS].index_select(0, first).index_select(0, seen)
     faded_events = _fade(ago, opens, is_newest, kind.index_select(0, order), equal)
     values = torch.cat([*faded_events, opens, steps[:1].square()])
-    sums = values.new_zeros(len(values), len(cell)).index_add_(1, seen, values)
+    sums = values.new_zeros(len(values), cell.shape[0]).index_add_(1, seen, values)
     faded, last_kinds, recent, number, squares = sums.split([len(SHARES), KINDS, 1, 2, 1])
     start = ago.new_zeros(3, size).scatter_reduce(1, row.expand(3, -1), oldest, "amax")
     since = ago.new_zeros(size).scatter_reduce(0, row, newest[GAPS], "amin", include_self=False)
@@ -301,7 +312,7 @@ def describe_histories(row: Tensor, cell: Tensor, kind: Tensor, ago: Tensor, siz
     labels = _Labels(row, newest, oldest, faded, number, squares[0], start, since, own_gap)
     shares, customers = _describe_shares(labels)
     columns = _describe_frequency(labels) | _describe_recency(labels) | _describe_gaps(labels) | shares
-    columns |= {f"last_kind_{kind}": number > 0 for kind, number in enumerate(last_kinds)}
+    columns |= {f"last_kind_{kind}": number for kind, number in enumerate((last_kinds > 0).double())}
     numbers = torch.stack([columns[name] for name in PERSONAL]).float()
     of_customers = torch.stack([customers[name] for name in OF_CUSTOMERS]).float()
     return SeenLabels(cell, row, numbers, recent[0].float(), of_customers)
@@ -325,7 +336,7 @@ def _describe_shares(labels: _Labels) -> tuple[Columns, Columns]:
     by row."""
     events = labels.faded[len(FADING) - 1 :]  # of all, and of each kind
     sums = torch.cat([events, labels.number[:1], torch.ones_like(events[:1])])
-    sums = sums.new_zeros(len(sums), len(labels.since)).index_add_(1, labels.row, sums)
+    sums = sums.new_zeros(len(sums), labels.since.shape[0]).index_add_(1, labels.row, sums)
     # The largest possible sum, of a label that each visit or moment has, is a geometric series
     units = torch.tensor([unit for unit, _ in FADING[:-1]], device=sums.device)
     falls, longest = sums.new_tensor(FALLS[:-1])[:, None], labels.start.index_select(0, units) + 1
@@ -349,8 +360,8 @@ def _describe_frequency(labels: _Labels) -> Columns:
         "seen": torch.ones_like(visits),
         "visits": visits.log1p(),
         "share_since_first": visits / (labels.oldest[VISITS] + 1),
-        "several": visits > 1,
-        "third": visits > 2,
+        "several": (visits > 1).double(),
+        "third": (visits > 2).double(),
     }
 
 
@@ -361,7 +372,7 @@ def _describe_recency(labels: _Labels) -> Columns:
         "since_visits": visits.log1p(),
         "since_moments": moments.log1p(),
         "since_days": (gaps / labels.own_gap.index_select(0, labels.row)).log1p(),
-        "in_last_visit": visits == 0,
+        "in_last_visit": (visits == 0).double(),
     }
 
 
@@ -377,18 +388,17 @@ def _describe_gaps(labels: _Labels) -> Columns:
     return {"overdue_visits": late[0], "overdue_days": late[1], "irregularity": irregularity}
 
 
-def describe_candidates(row: Tensor, cell: Tensor, seen: SeenLabels, evidence: Tensor, popularity: Tensor) -> Tensor:
-    """Computes the counted numbers `(COUNTED, N)` of candidates `(N,)` from the labels of the histories, the
-    candidates' evidence `(5, N)`, and what [`describe_popularity`] says of them `(8, N)`."""
-    place = torch.searchsorted(seen.cell, cell)
-    is_seen = F.pad(seen.cell, (0, 1), value=-1).index_select(0, place) == cell
-    personal = F.pad(seen.numbers, (0, 1)).index_select(1, torch.where(is_seen, place, len(seen.cell)))  # (25, N)
+def describe_candidates(row: Tensor, place: Tensor, seen: SeenLabels, evidence: Tensor, popularity: Tensor) -> Tensor:
+    """Computes the counted numbers `(COUNTED, N)` of candidates `(N,)` from the labels of the histories and the
+    candidates' places among them, P where it is none; their evidence `(5, N)`; and what [`describe_popularity`] says
+    of them `(8, N)`."""
+    personal = F.pad(seen.numbers, (0, 1)).index_select(1, place)  # (25, N)
     histories = seen.customers.index_select(1, row)  # (4, N)
     share, gap, rate, *known = popularity
     ratios = [(evidence[1] + 1e-4) / (share + 1e-4), personal[PLACES["since_visits"]].exp() / gap]
     lift, overdue = torch.stack(ratios).log()
     popular = torch.stack([lift, rate, *known, overdue * personal[PLACES["seen"]]])  # (8, N)
-    logs = (30 * evidence.index_select(0, torch.tensor(LOGS, device=cell.device))).log1p()
+    logs = (30 * evidence.index_select(0, torch.tensor(LOGS, device=row.device))).log1p()
     return torch.cat([personal, histories, logs, *_compare_candidates(row, personal, rate, evidence), popular])
 
 
@@ -431,20 +441,28 @@ def _make_factors(number: int, step: float, device: torch.device) -> Tensor:
 def compare(row: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
     """Compares values `(k, N)` in single precision within their row; `row` `(N,)` is ascending. Returns ranks from 1,
     the largest first, and the largest value, both `(k, N)`. Of equal ones the first is ahead."""
-    numbers = row.numpy(force=True)
-    first = np.searchsorted(numbers, numbers)  # (N,): where the row begins
-    place = np.arange(len(numbers)) - first  # (N,): of the candidate in its row
-    rows, most = (index.max(initial=0) + 1 for index in (numbers, place))
-    cells = numbers * most + place  # (N,): in a table with a line for each row
+    opens = _changes(row)
+    first = opens.nonzero()[:, 0][opens.cumsum(0) - 1]  # (N,): where the row begins
+    place = torch.arange(row.shape[0], device=row.device) - first  # (N,): of the candidate in its row
+    ordered = _sort_rows(row, place, values)  # (k, N)
+    ranks = torch.empty_like(values).scatter_(1, ordered, (place + 1).to(values).expand_as(values))
+    return ranks, values.gather(1, ordered[:, first])
+
+
+def _sort_rows(row: Tensor, place: Tensor, values: Tensor) -> Tensor:
+    """The candidates `(k, N)`, row after row, the largest values first, of rows and places in them `(N,)`."""
+    if torch.compiler.is_exporting():  # of a graph without numpy
+        ordered = values.argsort(dim=1, descending=True, stable=True)
+        return ordered.gather(1, row[ordered].argsort(dim=1, stable=True))
+    numbers, places = (index.numpy(force=True) for index in (row, place))
+    rows, most = (index.max(initial=0) + 1 for index in (numbers, places))
+    cells = numbers * most + places  # (N,): in a table with a line for each row
     # A sort that gives places takes five times as long as one of whole numbers: these hold the place in the lower half
     keys = np.full((len(values), rows, most), np.iinfo(np.int64).max)  # behind the last candidate the largest number
-    keys.reshape(len(keys), -1)[:, cells] = (-_to_whole_numbers(values) << 32) + place
+    keys.reshape(len(keys), -1)[:, cells] = (-_to_whole_numbers(values) << 32) + places
     keys.sort(axis=2)
-    places = keys.reshape(len(keys), -1)[:, cells] & (2**32 - 1)  # (k, N): of the candidate with each rank
-    ordered = torch.from_numpy(places + first).to(row.device)
-    numbered = torch.from_numpy(place + 1).to(values)  # (N,)
-    ranks = torch.empty_like(values).scatter_(1, ordered, numbered.expand_as(values))
-    return ranks, values.gather(1, torch.from_numpy(places[:, first] + first).to(row.device))
+    found = keys.reshape(len(keys), -1)[:, cells] & (2**32 - 1)  # (k, N): place of the candidate with each rank
+    return torch.from_numpy(found + np.arange(len(numbers)) - places).to(row.device)
 
 
 def _to_whole_numbers(values: Tensor) -> NDArray[np.int64]:

@@ -217,7 +217,7 @@ def create_window_mask(config: MCMConfig, hidden: Tensor, unit_mask: Tensor) -> 
     """The causal mask of units `(B, U)`; with an attention window a unit attends to the latest ones and to the start
     row. Raises `ValueError` if a window needs a mask, and the attention's kernel reads no such mask."""
     window, units = config.attention_window, unit_mask.shape[1]
-    if window is None or units <= window + 1:
+    if window is None or (not torch.compiler.is_exporting() and units <= window + 1):
         return create_causal_mask(config, hidden, unit_mask.long(), cache=None)
 
     def is_near(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
@@ -410,7 +410,7 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
     @property
     def fitted_scorer(self) -> LabelScorer | None:
         """The scorer, where there is one whose counts were fitted; else scores are the readout's."""
-        return self.scorer if self.scorer is not None and self.scorer.fitted else None
+        return self.scorer if self.scorer is not None and self.scorer.read_settings()[0] else None
 
     def label_embeddings(self, task: str) -> Tensor:
         """Embeddings e_w `(V, H)` of a task's labels, in the order of their ids. With `label_features` they follow
@@ -628,8 +628,8 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
         """Those of some tasks whose scores read the encoder."""
         if (scorer := self.fitted_scorer) is None:
             return [*tasks]
-        reads = scorer.reads[:, NEXT_VISIT if horizon_days is None else WITHIN].tolist()
-        return [task for task in tasks if reads[self.config.tasks.index(task)]]
+        reads, question = scorer.read_settings()[1], NEXT_VISIT if horizon_days is None else WITHIN
+        return [task for task in tasks if reads[self.config.tasks.index(task)][question]]
 
     @torch.no_grad()
     def readouts(self, batch: Mapping[str, Any]) -> list[Readout]:

@@ -95,7 +95,7 @@ def attentional_readout(
         z = (hidden.flatten(0, 1) @ label_embeddings.T).unflatten(0, (-1, units)) + away  # (B, U, V)
         return (z.softmax(1) * z).sum(1)
 
-    if torch.is_grad_enabled():
+    if torch.is_grad_enabled() or torch.compiler.is_exporting():
         return score(hidden, away)
     customers = max(1, AT_ONCE // (units * labels))
     return torch.cat([score(*part) for part in zip(hidden.split(customers), away.split(customers), strict=True)])

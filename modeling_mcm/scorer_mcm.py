@@ -19,13 +19,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, pairwise
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.compiler import is_exporting
 from transformers import initialization as init
 
 from .configuration_mcm import FIRST_LABEL, MCMConfig
@@ -123,8 +123,9 @@ class LabelTables(nn.Module):
         the weight of the pair, times the `factor` of the label. `label`, `factor` and `start` are `(M,)`; a label is
         one of the V of a kind, kind after kind, and a start is where the labels of kind, customer and task begin among
         all numbers of `sums`."""
-        start = start.int() if sums.numel() < 2**31 else start  # moves fewer bytes
-        parts = (each.split(ROWS_AT_ONCE) for each in (label, factor, start))
+        whole = is_exporting()  # a graph, which has no loops
+        start = start.int() if not whole and sums.numel() < 2**31 else start  # moves fewer bytes
+        parts = ((each,) if whole else each.split(ROWS_AT_ONCE) for each in (label, factor, start))
         for labels, factors, starts in zip(*parts, strict=True):  # (m,)
             added = self.weights.flatten(0, 1).index_select(0, labels).float().mul_(factors[:, None])  # (m, K)
             neighbours = self.neighbours.flatten(0, 1).index_select(0, labels)  # (m, K)
@@ -198,8 +199,10 @@ def candidate_features(
         then, sums = torch.cat(list(counts), 2), _sum_counts(counts)  # (B, 5, C), (B, 2, T)
         known = torch.stack(list(visits), 1)[customer, task]  # (N,)
         popularity = describe_popularity(then[customer, :, column].T, sums[customer, :, task].T, known)
-    numbers = describe_candidates(row, cell, seen, evidence.flatten(1).index_select(1, cell), popularity)
-    read = numbers.new_zeros(NUM_FEATURES - COUNTED, len(cell))
+    seen_places = torch.arange(seen.cell.shape[0], device=cell.device)  # (P,)
+    places = cell.new_full((is_candidate.numel(),), seen.cell.shape[0]).index_copy_(0, seen.cell, seen_places)
+    numbers = describe_candidates(row, places[cell], seen, evidence.flatten(1).index_select(1, cell), popularity)
+    read = numbers.new_zeros(NUM_FEATURES - COUNTED, cell.shape[0])
     if readout is not None and log_p is not None:
         latest = history.find_latest(len(tables))  # (R, LATEST)
         read = _describe_readout(readout, log_p.view(-1)[cell], latest, row, label)
@@ -225,14 +228,14 @@ def _describe_readout(
     """The numbers of the readout `(4, N)` of candidates `(N,)`, from their log probabilities `(N,)` and the latest
     labels of each row `(R, LATEST)`; 0 in tasks where it is not read."""
     ranks = compare(row, log_p.exp()[None])[0][0]  # (N,)
-    numbers = log_p.new_zeros(NUM_FEATURES - COUNTED, len(row))
+    numbers = log_p.new_zeros(NUM_FEATURES - COUNTED, row.shape[0])
     customer, task = row // len(readout), row % len(readout)
     for index, task_readout in enumerate(readout):
         if task_readout is not None:
             own = (task == index).nonzero()[:, 0]  # candidates of the task
             latest_of_task = latest[index :: len(readout)]  # (B, LATEST)
             cosines = compare_vectors(task_readout.vectors, customer[own], label[own], latest_of_task)  # (2, own)
-            numbers[:, own] = torch.stack([log_p[own], ranks[own].log2(), *cosines])
+            numbers.index_copy_(1, own, torch.stack([log_p[own], ranks[own].log2(), *cosines]))
     return numbers
 
 
@@ -279,7 +282,7 @@ class LabelColumns:
         return describe_popularity(torch.cat(counts, 2)[0], sums, self.totals[:, 0].index_select(0, self.tasks))
 
     @cached_property
-    def popular(self) -> NDArray:
+    def popular(self) -> Tensor:
         """The labels that are candidates by their popularity then, `(1, C)`."""
         return choose_popular([table.counts[None] for table in self.tables], self.parts)
 
@@ -301,7 +304,7 @@ class LabelColumns:
         """Log shares `(rows, C)` of the labels that are no candidates, less the largest of each row and task; minus
         infinity for candidates, which are flat indices `(N,)`."""
         shares = self.log_shares.repeat(rows, 1)
-        shares.view(-1)[cell] = -torch.inf
+        shares.view(-1).index_fill_(0, cell, -torch.inf)
         largest = torch.stack([shares[:, part].amax(1) for part in self.parts], 1).nan_to_num_(neginf=0.0)
         return shares.sub_(largest.index_select(1, self.tasks))
 
@@ -326,6 +329,7 @@ def _sum_evidence(size: int, seen: SeenLabels, tables: Sequence[LabelTables], co
     tables' rows of the labels of the history, and how rare the attributes are that it shares with them."""
     evidence = seen.recent.new_zeros(len(EVIDENCE), size, columns.number)
     factors = _weigh_seen(seen)  # (4, P)
+    torch._check(seen.cell.shape[0] < 2**31)  # or exports would find that 4 P may be too large
     column, task = seen.cell % columns.number, seen.row % len(tables)  # (P,)
     label = column - columns.starts.index_select(0, task)  # (P,)
     start = seen.cell - label  # (P,): where the labels of the customer and task begin in (B, C)
@@ -333,9 +337,8 @@ def _sum_evidence(size: int, seen: SeenLabels, tables: Sequence[LabelTables], co
         kinds, labels, _ = table.neighbours.shape
         factor = factors[:kinds] * (task == index)  # (kinds, P)
         kind, read = factor.nonzero(as_tuple=True)  # (M,): which of the P labels by each kind
-        if len(read):
-            starts = start.index_select(0, read) + kind * evidence[0].numel()
-            table.add_neighbours(label.index_select(0, read) + kind * labels, factor[kind, read], starts, evidence)
+        starts = start.index_select(0, read) + kind * evidence[0].numel()
+        table.add_neighbours(label.index_select(0, read) + kind * labels, factor[kind, read], starts, evidence)
     _add_attributes(seen, factors[0], columns, evidence[-1])
     return evidence.clamp_(min=0)
 
@@ -358,7 +361,7 @@ def _add_attributes(seen: SeenLabels, recency: Tensor, columns: LabelColumns, su
         return
     customer, column = seen.cell // columns.number, seen.cell % columns.number  # (P,)
     weights = rarity.index_select(0, column) * recency[:, None]  # (P, A)
-    shared = sums.new_zeros(len(sums), number)  # by customer and value
+    shared = sums.new_zeros(sums.shape[0], number)  # by customer and value
     cells = customer[:, None] * number + values.index_select(0, column)  # (P, A)
     shared.view(-1).index_add_(0, cells.view(-1), weights.view(-1))
     for attribute in values.T:  # (C,), one after the other: (B, C, A) would be the largest tensor
@@ -376,38 +379,42 @@ def _choose(
     if they are not those of the tables, and log probabilities by the readout `(B, C)`, minus infinity where it is not
     read. Of equal labels the first are chosen."""
     chosen = columns.popular if counts is None else choose_popular(counts, columns.parts)
-    chosen = np.repeat(chosen, evidence.shape[1] // len(chosen), axis=0)  # (B, C)
+    chosen = chosen.expand_as(evidence[0]).clone()  # (B, C)
     for values, most in zip(evidence, BEST, strict=True):  # one kind after the other: a copy of all is large
         ranked = break_ties(values)
         ranked.view(-1).index_fill_(0, seen.cell, 0)  # they are candidates anyway
         _add_best(chosen, ranked, most, 2 * LEAST, columns.parts)
     if log_p is not None:
         _add_best(chosen, break_ties(log_p.exp()), MOST_READ, 2 * LEAST, columns.parts)
-    chosen.reshape(-1)[seen.cell.numpy(force=True)] = True
-    chosen[:, columns.no_labels.numpy(force=True)] = False
-    return torch.from_numpy(chosen).to(evidence.device)
+    chosen = chosen.to(evidence.device)
+    chosen.view(-1).index_fill_(0, seen.cell, True)
+    return chosen.index_fill_(1, columns.no_labels, False)
 
 
-def choose_popular(counts: Sequence[Tensor], parts: Sequence[slice]) -> NDArray:
+def choose_popular(counts: Sequence[Tensor], parts: Sequence[slice]) -> Tensor:
     """Chooses by counts `(1 or B, 5, V)` of each task the labels that most visits have, `(1 or B, C)`."""
     # Visits of each label in the whole period, and in its latest part: rows 0 and 3 of `LabelTables.counts`
     visits = torch.cat([task_counts[:, ::3].transpose(0, 1) for task_counts in counts], 2)  # (2, 1 or B, C)
-    chosen = np.zeros(visits.shape[1:], bool)
+    chosen = torch.zeros(visits.shape[1:], dtype=torch.bool)
     for values, most in zip(visits, POPULAR, strict=True):
         _add_best(chosen, break_ties(values), most, 0.0, parts)
     return chosen
 
 
-def _add_best(chosen: NDArray, values: Tensor, most: int, least: float, parts: Sequence[slice]) -> None:
-    """Adds to `chosen` `(B, C)`, by customer and task, the labels with the largest `most` of values `(1 or B, C)`, of
-    which no two are equal; none of less than `least`."""
-    numbers = values.numpy(force=True)  # of the processor, whose `partition` is faster than `topk`
+def _add_best(chosen: Any, values: Any, most: int, least: float, parts: Sequence[slice]) -> None:
+    """Adds to the tensor `chosen` `(B, C)`, on the CPU, by customer and task the labels with the largest `most` of the
+    tensor `values` `(1 or B, C)`, of which no two are equal; none of less than `least`."""
+    in_torch = is_exporting()
+    if not in_torch:  # numpy's `partition` is faster than `topk`
+        chosen, values = chosen.numpy(), values.numpy(force=True)
     for part in parts:
         labels = slice(part.start + FIRST_LABEL, part.stop)
-        own = numbers[:, labels]
-        place = -min(most, own.shape[1])
-        lowest = np.partition(own, place)[:, place, None]  # (1 or B, 1)
-        chosen[:, labels] |= own >= np.maximum(lowest, least)
+        own, number = values[:, labels], min(most, labels.stop - labels.start)
+        if in_torch:
+            lowest = own.topk(number).values[:, -1:].clamp(min=least)  # (1 or B, 1)
+        else:
+            lowest = np.maximum(np.partition(own, -number)[:, -number, None], least)
+        chosen[:, labels] |= own >= lowest
 
 
 class ScoreNetwork(nn.Module):
@@ -487,10 +494,20 @@ class LabelScorer(Exact):
         self.chance = nn.Buffer(torch.zeros(len(label_sizes), QUESTIONS, 3))  # see `chances`
         self.fitted = nn.Buffer(torch.zeros((), dtype=torch.bool))
         self._columns: dict[tuple[int, ...], tuple[list, list, LabelColumns]] = {}  # see `read_columns`
+        self._settings: Any = None  # see `read_settings`
 
     def get_tables(self, task: int) -> LabelTables:
         """What is counted of a task's labels."""
         return cast(LabelTables, self.tables[task])
+
+    def read_settings(self) -> tuple[bool, list[list[bool]]]:
+        """Whether it is fitted, and `reads`; in an export, which knows no number, as in the call before it. Raises
+        `ValueError` if there was none."""
+        if not is_exporting():
+            self._settings = bool(self.fitted), self.reads.tolist()
+        if self._settings is None:
+            raise ValueError("An export reads no counts: call the model once, with the same tasks, before it.")
+        return self._settings
 
     def read_columns(self, tasks: tuple[int, ...]) -> LabelColumns:
         """What the tables of tasks say whatever the history is, which is read again when one of them has changed."""
@@ -498,7 +515,8 @@ class LabelScorer(Exact):
         buffers = [values for table in tables for values in table.buffers(recurse=False)]
         versions = [0 if values.is_inference() else values._version for values in buffers]
         kept = self._columns.get(tasks)
-        if kept is None or kept[1] != versions or any(map(operator.is_not, kept[0], buffers)):
+        is_same = is_exporting() or (kept and kept[1] == versions and all(map(operator.is_, kept[0], buffers)))
+        if kept is None or not is_same:  # in an export it is constant
             with torch.inference_mode(False), torch.no_grad():  # a later call may need gradients
                 columns = LabelColumns.read(tables)
                 for name in ("log_shares", "first", "popularity", "popular", "attributes"):
@@ -522,9 +540,10 @@ class LabelScorer(Exact):
     def average_unseen(row: Tensor, values: Tensor, features: Tensor, rows: int) -> Tensor:
         """Mean score `(rows,)` of each row's candidates that are not in its history; where there are none, the lowest
         score of a candidate."""
-        unseen = features[:, PLACES["seen"]] == 0
+        unseen = (features[:, PLACES["seen"]] == 0).to(values.dtype)
         lowest = values.new_zeros(rows).scatter_reduce(0, row, values, "amin", include_self=False)
-        return lowest.scatter_reduce(0, row[unseen], values[unseen], "mean", include_self=False)
+        total, number = values.new_zeros(2, rows).index_add_(1, row, torch.stack([values * unseen, unseen]))
+        return torch.where(number > 0, total / number.clamp(min=1), lowest)
 
     @staticmethod
     def chances(chance: Sequence[Tensor] | Tensor, log_probabilities: Tensor) -> Tensor:
@@ -578,14 +597,14 @@ class LabelScorer(Exact):
         average = self.average_unseen(row, values, features, history.size * len(tasks))  # (R,)
         scores += average.view(-1, len(tasks)).index_select(1, columns.tasks)
         scores.index_fill_(1, columns.no_labels, torch.finfo(scores.dtype).min / 2)
-        scores.view(-1)[cell] = values
+        scores.view(-1).index_copy_(0, cell, values)
         scores = torch.where(history.is_new[:, None], columns.first, scores)
         return [scores[:, part] for part in columns.parts]
 
     def score_candidates(self, task: Tensor, features: Tensor, is_read: Tensor, is_left_out: Tensor | None) -> Tensor:
         """Scores `(N, Q)` of candidates of tasks `(N,)` by the network that reads the readout, where `is_read` `(N,)`,
         and elsewhere by the one that reads counts alone; `features` and `is_left_out` are `(N, F)`."""
-        scores = features.new_zeros(len(task), QUESTIONS)
+        scores = features.new_zeros(task.shape[0], QUESTIONS)
         for network, chosen in ((self.of_counts, ~is_read), (cast(ScoreNetwork, self.of_readout), is_read)):
             own = chosen.nonzero()[:, 0]
             scores[own] = network(task[own], features[own], None if is_left_out is None else is_left_out[own])
