@@ -5,6 +5,7 @@
     make app                                         after make quickstart; only this machine can open the page
     mcm app --model runs/mine --data data/prepared --events log.csv --profile profile.csv
     mcm app ... --tuned runs/churn runs/offers --actions coupons.csv      the list has their predictions too
+    mcm app ... --uplift coupons.csv                 what to send is what changes most, as `mcm uplift` says
 
 The first start scores all customers at the test cutoff, while the list fills, and stores the scores in --data. The
 page loads nothing from other machines.
@@ -35,6 +36,7 @@ class AppOptions:
     profile: str | None = option("Profile table of the raw log, with one row a customer.")
     tuned: list[str] = option("Checkpoints of `mcm finetune`, whose predictions of all customers the list shows.", [])
     actions: str | None = option("Table of actions, .parquet or .csv, that a checkpoint for offers scores.")
+    uplift: list[str] = option("Files of `mcm uplift --output`, named like their offers: what to send.", [])
     host: str = option("Network address to listen on.", "127.0.0.1")
     port: int | None = option("Port to listen on. By default a free one from 7860.")
 
@@ -45,7 +47,9 @@ def show(options: AppOptions) -> None:
     tuned = {Path(folder).name: open_checkpoint(find_head(folder), folder) for folder in options.tuned}
     if len(tuned) < len(options.tuned):
         raise ValueError(f"Two folders of --tuned have one name: {', '.join(options.tuned)}. Rename one of them.")
-    histories = Histories(model, extractor, options.data, options.events, options.profile, tuned, options.actions)
+    histories = Histories(
+        model, extractor, options.data, options.events, options.profile, tuned, options.actions, options.uplift
+    )
     blocks = build_page(histories)
     _, address, _ = launch_page(blocks, server_name=options.host, server_port=options.port)
     print(f"The page is at {address}", flush=True)

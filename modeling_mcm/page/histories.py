@@ -5,7 +5,7 @@
 import contextlib
 import functools
 import threading
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -67,6 +67,7 @@ KEPT_CUSTOMERS = 64  # in memory
 ACTION_COLUMNS = 12  # of predictions of fine-tuned checkpoints
 RHYTHM = ("days_since_visit", "days_between_visits")  # columns beside those of `BatchScorer`
 VALUE = "value_so_far"  # another one: the sum of the amount, or the number of visits of a log without one
+EFFECT = {"effect": "difference", "low": "from", "high": "to"}  # columns of `mcm uplift`, as they are shown
 YES = ("1", "1.0", "true", "yes")  # names of a class that say no more than the checkpoint's name
 
 
@@ -101,6 +102,7 @@ class Histories:
         profile (`str`, *optional*): The raw profile table.
         tuned (`dict[str, tuple]`): Fine-tuned models with their feature extractors, by a name for their predictions.
         actions (`str`, *optional*): The table of actions that those for offers score.
+        uplift (`Sequence[str]`): What `mcm uplift` wrote of offers that are named like these files.
 
     Attributes:
         ids (`list[str]`): All customers.
@@ -110,6 +112,8 @@ class Histories:
         failure (`str`, *optional*): Why the scoring stopped before all were scored.
         predictions, offers (`list[str]`): Names of the columns that the fine-tuned models predict, and of those for
             offers among them.
+        effects (`pd.DataFrame`): Which offer of `uplift` to make, by customer: `label`, and the `difference` that it
+            makes, with its interval.
 
     Raises:
         ValueError: If the log has no times or no test period, or is not the log of the prepared data set; or if one
@@ -125,6 +129,7 @@ class Histories:
         profile: str | None = None,
         tuned: Mapping[str, tuple[MCMPreTrainedModel, MCMFeatureExtractor]] | None = None,
         actions: str | None = None,
+        uplift: Sequence[str] = (),
     ):
         if extractor.time is None:
             raise ValueError(f"The log {extractor.name} has no times, and the page draws them.")
@@ -151,6 +156,7 @@ class Histories:
                 f"{events} lacks {len(absent):,} of the {len(self.ids):,} customers of {data}, the first "
                 f"{absent[0]!r}: give the log that was prepared."
             )
+        self.effects = pd.concat([pd.DataFrame(), *map(self._read_effects, uplift)])
         self._scoring: threading.Thread | None = None
         self.failure: str | None = None
         scorers = {}
@@ -196,6 +202,14 @@ class Histories:
         return {
             name: {key: value for key, value in row.items() if not is_missing(value)} for name, row in rows.items()
         }
+
+    def _read_effects(self, path: str) -> pd.DataFrame:
+        table = pd.read_csv(path, dtype={"customer": str})
+        check_columns(table, ("customer", *EFFECT, "offer"), f"{path} has", "Give what `mcm uplift --output` wrote.")
+        if not table["customer"].isin(self.ids).any():
+            raise ValueError(f"{path} has none of the page's customers: ask `mcm uplift` about the same log.")
+        made = table[table["offer"]].set_index("customer")
+        return made[[*EFFECT]].rename(columns=EFFECT).assign(label=Path(path).stem)
 
     def _tuned_scorer(
         self, model: MCMPreTrainedModel, extractor: MCMFeatureExtractor, data: str, actions: str | None

@@ -197,7 +197,8 @@ class PageContent:
     def questions(self) -> list[str]:
         """Those of `QUESTIONS` that this log and checkpoint can answer."""
         labels, forecasts = self.histories.has_labels, self.forecasts.are_trained
-        needs = {MISSES: labels, SENDS: labels or bool(self.histories.offers), EVERYONE: True}
+        sends = labels or bool(self.histories.offers) or len(self.histories.effects) > 0
+        needs = {MISSES: labels, SENDS: sends, EVERYONE: True}
         return [question for question in QUESTIONS if needs.get(question, forecasts)]
 
     def _list_scored(self, number: int) -> pd.DataFrame:
@@ -354,14 +355,21 @@ class PageContent:
         return pd.DataFrame(rows, columns=columns).round(1)
 
     def _choose_sent(self, table: pd.DataFrame, likely: pd.DataFrame, number: int) -> Answer:
-        """The best offer of each customer; without a checkpoint for offers, the label that is likelier than usual by
-        the most, of those that the customer never had, or not for longer than usual: others are bought anyway."""
+        """The offer that makes the largest difference, where that is known, or the one that is likeliest to be taken;
+        without either, the label that is likelier than usual by the most, of those that the customer never had, or not
+        for a month and longer than usual: others are bought anyway."""
+        if len(effects := self.histories.effects):
+            rows = pd.Series(table.index, table["customer"])
+            known = effects[effects.index.isin(rows.index)]
+            others = table.drop(columns="chance, %", errors="ignore")
+            return self._join_likely(others, known.set_axis(rows[known.index]), "difference", "send")
         if offers := self.histories.offers:
             best = table[offers].idxmax(axis=1).str.removesuffix(", %")
             parts = pd.DataFrame({"send": best, "chance, %": table[offers].max(axis=1)})
             return Answer(_insert(table.drop(columns="chance, %", errors="ignore"), parts), "chance, %")
         usual = self._list_likely(number).groupby("label")["chance, %"].sum() / number
-        due = likely[likely["days since it"].isna() | (likely["days since it"] > likely["its usual gap"])]
+        since, gap = likely["days since it"], likely["its usual gap"]
+        due = likely[since.isna() | (since > gap.clip(lower=MONTH))]
         usually = due["label"].map(usual)
         due = due.assign(**{"more than usual": (due["chance, %"] - usually).round(2)})
         return self._join_likely(table, due, "more than usual", "send")

@@ -453,10 +453,26 @@ def test_labels_that_are_sent_or_bought_again_are_not_bought_anyway(histories, p
     assert len(sent) > 10 and sent["more than usual"].is_monotonic_decreasing
     for name, row in sent.iterrows():
         pair = name, row["send"]
-        assert pair not in since.index or since[pair] > gap[pair]
+        assert pair not in since.index or since[pair] > max(30, gap[pair])
     usual = page._list_likely(len(histories.ids)).groupby("label")["chance, %"].sum() / len(histories.ids)
     row = sent.iloc[0]
     assert row["more than usual"] == pytest.approx(row["chance, %"] - usual[row["send"]], abs=0.006)
+
+
+def test_what_is_sent_is_what_makes_the_largest_difference(histories, files, tmp_path):
+    path = [str(tmp_path / f"{name}.csv") for name in ("fuel", "bread")]
+    customers = histories.ids[:4]
+    effects = pd.DataFrame({"fuel": [1.0, 3, 2, 5], "bread": [2, 0.5, 4, 6]}, pd.Index(customers, name="customer"))
+    for name, file in zip(effects, path, strict=True):
+        own = pd.DataFrame({"effect": effects[name], "low": 0, "high": 9, "propensity": 0.5, "offer": True})
+        own.loc[customers[3], "offer"] = name == "fuel"  # the budget ends there
+        own.to_csv(file)
+    sent = ask(PageContent(Histories(histories.model, histories.extractor, *files, uplift=path).wait()), views.SENDS)
+    assert sent["difference"].to_dict() == dict(zip(customers, [2, 3, 4, 5], strict=True))
+    assert sent["send"].tolist() == ["fuel", "bread", "fuel", "bread"] and sent["difference"].is_monotonic_decreasing
+    effects.reset_index().assign(customer="nobody").to_csv(path[0])
+    with pytest.raises(ValueError, match="no column 'effect' nor 'low' nor 'high' nor 'offer'"):
+        Histories(histories.model, histories.extractor, *files, uplift=path)
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,7 @@ def test_intervals_of_200_shops_hold_what_was_planted(lottery):
         row = policies.loc["everybody"]
         held[-1].append(row.gain_low <= after - before - COST <= row.gain_high)
     shares = np.mean(held, 0)
+    # Of 1,000 shops they held 94.8% to 95.9%; a share of 200 shops has a standard error of 1.5%
     assert ((shares >= 0.92) & (shares <= 0.985)).all(), shares
 
 
