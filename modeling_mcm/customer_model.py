@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
-from functools import cached_property
+from functools import cached_property, partial
 from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from transformers import HfArgumentParser
 from transformers.utils import logging
 
-from .calendar_mcm import Known
+from .calendar_mcm import YEAR, Known
 from .data import NO_CUTOFFS, EventSchema, PreparedData, read_known, read_schema
 from .data.guess_times import warn_of_late_event
 from .data.guessing import READER_FILE, FrameReader
@@ -60,7 +60,7 @@ if TYPE_CHECKING:
 logger = logging.get_logger(__name__)
 EVENTS_FILE = "events.parquet"  # in the folder of `fit`
 AT_ONCE = 64  # customers
-DISCOUNT_DAYS, DAYS_OF_YEAR = 30.0, 365.25  # of a step in which what comes is worth the same
+DISCOUNT_DAYS = 30.0  # of a step in which what comes is worth the same
 Values = Mapping[str, Any]  # of further columns of a table of labels, by name
 
 
@@ -328,6 +328,30 @@ class CustomerModel:
         if discount_rate is None:
             return table
         return table[told.names()].join(_discount(table, told, steps, discount_rate))
+
+    def cohorts(
+        self, days: float = 30, weeks: int = 4, as_of: Time = None, known: object = None, discount_rate: float = 0
+    ) -> pd.DataFrame:
+        """Newcomers by the week of their first visit: a row for each whole week of the log, and for those to come.
+
+        Args:
+            days (`float`): From each customer's first visit on: `NAME_30d` is expected of the week's newcomers within
+                these days, the first visit included; `NAME` is what came of it so far.
+            weeks (`int`): Number of weeks to come. `newcomers` are expected then, 80% of such weeks are from
+                `newcomers_low80` to `newcomers_high80`, and each newcomer is worth as much as those of the last 4.
+            known, discount_rate (*optional*): as in `forecast`; what comes is worth less than at the first visit.
+
+        Raises:
+            ValueError: If the log has less than 4 weeks, or as in `forecast`.
+        """
+        from .evaluation.cohorts import forecast_cohorts
+
+        asked = self._check(Questions(forecasts=True, days=[days]), as_of)
+        return forecast_cohorts(
+            self._customers, self.feature_extractor, self.model.base_model.select_forecasts([days]).quantities,
+            float(asked.as_of or 0), days, weeks, discount_rate,
+            partial(self.forecast, as_of=as_of, known=known, discount_rate=discount_rate),
+        )  # fmt: skip
 
     def table(
         self,
@@ -682,7 +706,7 @@ def _make_table(ids: Sequence[str], columns: Columns) -> pd.DataFrame:
 def _discount(table: pd.DataFrame, told: CustomerForecasts, steps: Sequence[float], rate: float) -> pd.DataFrame:
     """What expected numbers are worth now: those of each step `(S,)` count as of the middle of it."""
     days = np.array([0.0, *steps])
-    worth = (1 + rate) ** (-(days[1:] + days[:-1]) / 2 / DAYS_OF_YEAR)  # (S,)
+    worth = (1 + rate) ** (-(days[1:] + days[:-1]) / 2 / YEAR)  # (S,)
     columns: dict[str, NDArray] = {}
     for quantity in told.quantities:
         expected = table[[f"{quantity}_{day:g}d" for day in steps]].to_numpy()  # (B, S), rising
