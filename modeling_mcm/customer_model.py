@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
-from functools import cached_property
+from functools import cached_property, partial
 from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -316,6 +316,30 @@ class CustomerModel:
         questions = Questions(forecasts=True, days=days, known=_read_known(known), discount_rate=discount_rate)
         ids, columns, _ = self._ask(customers, as_of, questions)
         return _make_table(ids, columns)
+
+    def cohorts(
+        self, days: float = 30, weeks: int = 4, as_of: Time = None, known: object = None, discount_rate: float = 0
+    ) -> pd.DataFrame:
+        """Newcomers by the week of their first visit: a row for each whole week of the log, and for those to come.
+
+        Args:
+            days (`float`): From each customer's first visit on: `NAME_30d` is expected of the week's newcomers within
+                these days, the first visit included; `NAME` is what came of it so far.
+            weeks (`int`): Number of weeks to come. `newcomers` are expected then, 80% of such weeks are from
+                `newcomers_low80` to `newcomers_high80`, and each newcomer is worth as much as those of the last 4.
+            known, discount_rate (*optional*): as in `forecast`; what comes is worth less than at the first visit.
+
+        Raises:
+            ValueError: If the log has less than 4 weeks, or as in `forecast`.
+        """
+        from .evaluation.cohorts import forecast_cohorts
+
+        asked = self._check(Questions(forecasts=True, days=[days], discount_rate=discount_rate), as_of)
+        return forecast_cohorts(
+            self._customers, self.feature_extractor, self.model.base_model.select_forecasts([days]).quantities,
+            float(asked.as_of or 0), days, weeks, discount_rate,
+            partial(self.forecast, as_of=as_of, known=known, discount_rate=discount_rate),
+        )  # fmt: skip
 
     def table(
         self,

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import initialization as init
 
-from .calendar_mcm import CLOSED, Calendar, Known, read_day, write_day
+from .calendar_mcm import CLOSED, YEAR, Calendar, Known, read_day, write_day
 from .configuration_mcm import MCMConfig
 from .state_mcm import Exact, decay_weights, find_events
 
@@ -42,7 +42,7 @@ LEAST_TIME = 1e-3  # a thousandth of the window
 # them, forecasts rise in `STEPS` equal steps
 EDGES = (1.0, 2.0, 3.0, 5.0, 7.0, 10.0, 14.0, 21.0, 30.0, 45.0, 60.0, 90.0, 135.0, 180.0, 270.0, 365.0)
 STEPS = 9
-DISCOUNT_DAYS, DAYS_OF_YEAR = 30, 365.25  # of a step in which what comes is worth the same
+DISCOUNT_DAYS = 30  # of a step in which what comes is worth the same
 # Silences of a customer whose next visit is overdue, as multiples of the longest gap that is usual
 OVERDUE = (1.0, 2.0, 4.0)
 
@@ -492,7 +492,7 @@ class CustomerForecasts:
         what comes in a step counts as of the middle of it."""
         steps = self.steps()
         days = torch.tensor([0.0, *steps], dtype=torch.float64)
-        worth = (1 + rate) ** (-(days[1:] + days[:-1]) / 2 / DAYS_OF_YEAR)  # (S,)
+        worth = (1 + rate) ** (-(days[1:] + days[:-1]) / 2 / YEAR)  # (S,)
         found: dict[str, Tensor] = {}
         for quantity in self.quantities:
             expected = torch.stack([told[f"{quantity}_{day:g}d"] for day in steps], 1).double().cpu()  # (B, S), rising

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from transformers.utils import logging
 
 from modeling_mcm.calendar_mcm import Known
@@ -117,18 +118,11 @@ def total_of_rows(
     errors and the other arguments are those of [`forecast_total`]. Times of the past are before the customers' last
     event: nothing that came after it is known."""
     batch = Customers.of(rows)
-    row, visits, times = batch.row, batch.column("visits"), batch.column("times")
+    row, times = batch.row, batch.column("times")
     starts = past_starts(model, int(times.max()), cutoff, end, quantity, days)
     first, step = times[batch.starts], days * SECONDS_PER_DAY
     predictor = Predictor(model, extractor)
-    is_target = find_targets(batch, extractor.tasks, extractor.token_type_feature)
-    # As the forecaster reads visits: one counts if it has a target event, as a whole, at the time of the first one
-    targets = np.flatnonzero(is_target)
-    begins = targets[run_starts(row[targets], visits[targets])]
-    visit = np.cumsum(run_starts(row, visits)) - 1  # (events,)
-    values = is_target if quantity in ("visits", "events") else batch.column(f"value_{quantity}")
-    amounts = np.zeros(len(times))
-    amounts[begins] = 1.0 if quantity == "visits" else np.bincount(visit, values)[visit[begins]]
+    amounts = sum_visits(batch, extractor, quantity)
 
     def expect(as_of: int) -> float:
         """Sum of the forecast at a time over the customers with an event until then."""
@@ -146,6 +140,20 @@ def total_of_rows(
 
     past = [PastTotal(_date(start), expect(round(start)), count(start)) for start in starts]
     return GroupTotal(_date(end), expect(end), tuple(past))
+
+
+def sum_visits(batch: Customers, extractor: MCMFeatureExtractor, quantity: str) -> NDArray[np.float64]:
+    """What is counted of each visit, at the event that it begins with: 0 at all others, `(events,)`. As the forecaster
+    reads visits: one counts if it has a target event, as a whole, at the time of the first one."""
+    row, visits = batch.row, batch.column("visits")
+    is_target = find_targets(batch, extractor.tasks, extractor.token_type_feature)
+    targets = np.flatnonzero(is_target)
+    begins = targets[run_starts(row[targets], visits[targets])]
+    visit = np.cumsum(run_starts(row, visits)) - 1  # (events,)
+    values = is_target if quantity in ("visits", "events") else batch.column(f"value_{quantity}")
+    amounts = np.zeros(len(row))
+    amounts[begins] = 1.0 if quantity == "visits" else np.bincount(visit, values)[visit[begins]]
+    return amounts
 
 
 def past_starts(model: Any, latest: int, cutoff: int, end: int, quantity: str, days: float) -> list[float]:

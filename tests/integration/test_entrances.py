@@ -259,7 +259,7 @@ def discount_by_hand(told, rate):
     for quantity in (name.removesuffix("_3d") for name in told if name.endswith("_3d") and "probability" not in name):
         first, second, last = (told[f"{quantity}_{day}d"] for day in (3, 30, 40))
         parts = zip((first, second - first, last - second), (1.5, 16.5, 35.0), strict=True)
-        worth = [part / (1 + rate) ** (day / 365.25) for part, day in parts]
+        worth = [part / (1 + rate) ** (day / 365.2425) for part, day in parts]
         found |= {f"{quantity}_3d_discounted": worth[0], f"{quantity}_40d_discounted": sum(worth)}
     return found
 

@@ -291,6 +291,43 @@ def test_what_comes_later_is_worth_less(fitted):
     np.testing.assert_allclose(free["price_90d_discounted"], plain["price_90d"], rtol=1e-4)
 
 
+def test_cohorts_have_come_so_far_and_will(fitted, log):
+    model = fitted[0]
+    table, end = model.cohorts(days=20, weeks=2), pd.Timestamp(model.as_of)
+    bought = log.dropna(subset=["item"])
+    first = bought.groupby("who")["when"].min()
+    week = (end - first) // pd.Timedelta(weeks=1)
+    places = np.arange(len(table) - 3, -1, -1)
+    assert (table["newcomers"].iloc[:-2] == [(week == place).sum() for place in places]).all()
+    assert table.index[-3] == end - pd.Timedelta(weeks=1) and table["newcomers"].iloc[:-2].sum() > 5
+    for place in week.unique():
+        if place > places[0]:  # no whole week
+            continue
+        row, newcomers = table.iloc[-3 - place], week.index[week == place]
+        rest, days = 0.0, 20 - 7 * (place + 0.5)
+        if days > 0:
+            rest = model.forecast(newcomers, days=[days])[f"price_{days:g}d"].sum()
+        ages = bought["when"] - bought["who"].map(first)
+        own = bought[bought["who"].isin(newcomers) & (ages <= pd.Timedelta(days=20))]
+        assert row["price_20d"] == pytest.approx(own["price"].sum() + rest, rel=1e-3)
+        assert row["price_20d"] - row["price"] == pytest.approx(rest, rel=1e-3, abs=1e-6)
+
+
+def test_newcomers_are_worth_what_the_last_were_and_no_future_is_known(fitted, log):
+    model, then = fitted[0], log.groupby("who")["when"].min().max()
+    table, past = model.cohorts(days=50, as_of=then), log[log["when"] <= then]
+    known = CustomerModel(model.model, model.feature_extractor, past, model.reader)
+    pd.testing.assert_frame_equal(known.cohorts(days=50, as_of=then), table, rtol=1e-4)
+    last, to_come = table.iloc[-8:-4].sum(), table.iloc[-4:]
+    for name in ("visits_50d", "price_50d"):
+        np.testing.assert_allclose(to_come[name] / to_come["newcomers"], last[name] / last["newcomers"])
+    less = model.cohorts(days=50, as_of=then, discount_rate=0.5)
+    assert (less["price_50d"] < table["price_50d"]).iloc[-4:].all()
+    early = log["when"].min() + pd.Timedelta(days=20)
+    with pytest.raises(ValueError, match="The log has 2 whole weeks until then, expected 4 or more"):
+        model.cohorts(as_of=early)
+
+
 def test_7_and_its_text_are_one_customer(fitted, log):
     model, own = fitted[0], log[log["who"] == "c07"]
     ids = [(7, "7", 7.0)[index % 3] for index in range(len(own))]

@@ -335,3 +335,32 @@ def test_silence_seldom_raises_a_forecast(visits, spread, silence):
         now, later = (tell(shop, day, [30], 60.0)["visits_30d"] for day in (60.0, 60.0 + silence))
         ratios.append(later / now)
     assert (torch.cat(ratios) > 1.2).float().mean() < 0.1 and torch.cat(ratios).median() < 0.95
+
+
+def test_visits_of_shops_with_a_known_law_are_worth_what_comes():
+    """BG/NBD: rates are Gamma, and after each repeat a customer leaves with a Beta chance. What comes within twice the
+    window, discounted by 15% a year."""
+    generator, number, window = np.random.default_rng(0), 1500, 365.0
+    for shape, scale, leaves, stays in ((1.0, 15, 0.6, 6.0), (1.5, 60, 0.3, 3.0)):
+        rates, chances = generator.gamma(shape, 1 / scale, (number, 1)), generator.beta(leaves, stays, (number, 1))
+        gaps = generator.exponential(1 / rates, (number, 400))
+        times = generator.uniform(0, 200, (number, 1)) + np.pad(gaps, ((0, 0), (1, 0))).cumsum(1)
+        left = np.pad(generator.random((number, 400)) < chances, ((0, 0), (2, 0)))[:, :401].cumsum(1)
+        times = np.where(left > 0, np.inf, times)
+        past = torch.from_numpy(times < window)
+        past = past[:, : past.sum(1).max()]
+        visits = Visits(
+            torch.from_numpy(np.where(past, times[:, : past.shape[1]], 0)).float(), past, past[..., None].float()
+        )
+        as_of, forecaster = torch.full((number,), window), VisitForecaster()
+        load_weights(forecaster)
+        set_shop(forecaster, visits, as_of, window)
+        steps = [90.0, 180.0, 365.0, 545.0, 730.0]
+        with torch.no_grad():
+            told = CustomerForecasts(MCMConfig(forecast_window=window), forecaster, steps).compute(visits, as_of)
+        expected = torch.stack([told[f"visits_{day:g}d"].sum() for day in steps]).numpy()
+        middles = np.array([0, *steps[:-1]]) / 2 + np.array(steps) / 2
+        value = np.diff(expected, prepend=0) @ 1.15 ** (-middles / 365)
+        ahead = times[(times >= window) & (times < 3 * window)] - window
+        assert value == pytest.approx((1.15 ** (-ahead / 365)).sum(), rel=0.12)
+        assert expected[0] == pytest.approx((ahead < 90).sum(), rel=0.08)
