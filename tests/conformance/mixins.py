@@ -5,9 +5,13 @@ mixins of the installed transformers, puts them on the path as `transformers_tes
 """
 
 import unittest
+from itertools import product
 
 import torch
 from choices import PAPER
+from torch.utils._pytree import tree_leaves
+from transformers.exporters.exporter_dynamo import DynamoConfig, DynamoExporter
+from transformers.exporters.exporter_onnx import OnnxConfig, OnnxExporter
 from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 from transformers_tests.test_configuration_common import ConfigTester
 from transformers_tests.test_feature_extraction_common import FeatureExtractionSavingTestMixin
@@ -64,6 +68,21 @@ class MCMModelTest(ModelTesterMixin, unittest.TestCase):
     def test_config(self):
         self.config_tester.run_common_tests()
 
+    def test_exporters_of_transformers_give_the_same(self):
+        # What their ExportTesterMixin does, which no distribution has
+        config, inputs = self.model_tester.prepare_config_and_inputs_for_common()
+        for model_class, dynamic, (exporter, settings) in product(
+            self.all_model_classes, (False, True), ((DynamoExporter, DynamoConfig), (OnnxExporter, OnnxConfig))
+        ):
+            inputs = self._prepare_for_class(inputs, model_class)
+            inputs.pop("labels", None)
+            model = model_class(config).eval()
+            exported = exporter().export(model, dict(inputs), settings(dynamic=dynamic))
+            with torch.no_grad():
+                wanted = [value for value in tree_leaves(dict(model(**inputs))) if value is not None]
+            found = [value for value in tree_leaves(dict(exported(**inputs))) if value is not None]
+            torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
+
     def _prepare_for_class(self, inputs_dict, model_class, return_labels=False):
         inputs = dict(super()._prepare_for_class(inputs_dict, model_class, return_labels=return_labels))
         if model_class is MCMForMultiTaskRecommendation:  # else the first output would be a dict of tasks
@@ -75,6 +94,7 @@ class MCMForActionTest(MCMModelTest):
     """The head for offers: each customer is offered both of two actions, a category each."""
 
     all_model_classes = (MCMForActionRecommendation,)
+    test_exporters_of_transformers_give_the_same = None  # sizes depend on the numbers of offers
 
     def setUp(self):
         super().setUp()
