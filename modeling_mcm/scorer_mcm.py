@@ -199,8 +199,8 @@ def candidate_features(
         then, sums = torch.cat(list(counts), 2), _sum_counts(counts)  # (B, 5, C), (B, 2, T)
         known = torch.stack(list(visits), 1)[customer, task]  # (N,)
         popularity = describe_popularity(then[customer, :, column].T, sums[customer, :, task].T, known)
-    seen_places = torch.arange(seen.cell.shape[0], device=cell.device)  # (P,)
-    places = cell.new_full((is_candidate.numel(),), seen.cell.shape[0]).index_copy_(0, seen.cell, seen_places)
+    seen_places = torch.arange(seen.cell.shape[0], dtype=torch.int32, device=cell.device)  # (P,)
+    places = seen_places.new_full((is_candidate.numel(),), seen.cell.shape[0]).index_copy_(0, seen.cell, seen_places)
     numbers = describe_candidates(row, places[cell], seen, evidence.flatten(1).index_select(1, cell), popularity)
     read = numbers.new_zeros(NUM_FEATURES - COUNTED, cell.shape[0])
     if readout is not None and log_p is not None:
