@@ -20,21 +20,13 @@ from numpy.typing import NDArray
 from transformers import HfArgumentParser
 from transformers.hf_argparser import HfArg
 
+from logs import SCHEMAS
 from modeling_mcm import CustomerModel
 from modeling_mcm.evaluation import bootstrap_interval, ndcg_at_k, recall_at_k
 from run_results import versions
 
 LOGS = {"TaFeng": "Ta-Feng", "DC": "Dunnhumby-Carbo"}
 TOP = 10
-SCHEMA = {
-    "customer": "user",
-    "order": "basket",
-    "visit": "basket",
-    "features": [{"name": "item"}],
-    "tasks": ["item"],
-    "cutoffs": "leave_one_out",
-    "min_history": 1,
-}
 METRICS = ("recall", "ndcg", "hit")
 # Recall, NDCG and hit ratio at 10 of others, as papers print them
 PUBLISHED = {
@@ -69,7 +61,7 @@ def measure(lists: dict[str, list[str]], truth: dict[str, list[str]]) -> dict[st
 def run(folder: Path, name: str) -> dict[str, object]:
     """Fits MCM on a log, and measures its lists for the test customers."""
     events, asked = (pd.read_parquet(folder / f"{name}_{part}.parquet") for part in ("fit", "test"))
-    fitted = CustomerModel.fit(events, SCHEMA)
+    fitted = CustomerModel.fit(events, SCHEMAS["ta_feng_baskets"])
     model = CustomerModel(fitted.model, fitted.feature_extractor, asked, fitted.reader)
     lists = model.recommend(k=TOP).groupby("customer", sort=False)["label"].agg(list).to_dict()
     values = measure(lists, json.loads((folder / f"{name}_truth.json").read_text(encoding="utf-8")))
