@@ -355,12 +355,11 @@ def test_visits_of_shops_with_a_known_law_are_worth_what_comes():
         as_of, forecaster = torch.full((number,), window), VisitForecaster()
         load_weights(forecaster)
         set_shop(forecaster, visits, as_of, window)
-        steps = [90.0, 180.0, 365.0, 545.0, 730.0]
+        config = MCMConfig(forecast_window=window)
+        forecasts = CustomerForecasts(config, forecaster, [90.0, 730.0])
         with torch.no_grad():
-            told = CustomerForecasts(MCMConfig(forecast_window=window), forecaster, steps).compute(visits, as_of)
-        expected = torch.stack([told[f"visits_{day:g}d"].sum() for day in steps]).numpy()
-        middles = np.array([0, *steps[:-1]]) / 2 + np.array(steps) / 2
-        value = np.diff(expected, prepend=0) @ 1.15 ** (-middles / 365)
+            told = CustomerForecasts(config, forecaster, forecasts.steps()).compute(visits, as_of)
+        value = forecasts.discount(told, 0.15)["visits_730d_discounted"].sum().item()
         ahead = times[(times >= window) & (times < 3 * window)] - window
-        assert value == pytest.approx((1.15 ** (-ahead / 365)).sum(), rel=0.12)
-        assert expected[0] == pytest.approx((ahead < 90).sum(), rel=0.08)
+        assert value == pytest.approx((1.15 ** (-ahead / 365.2425)).sum(), rel=0.12)
+        assert told["visits_90d"].sum().item() == pytest.approx((ahead < 90).sum(), rel=0.08)
