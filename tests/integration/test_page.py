@@ -473,6 +473,9 @@ def test_what_is_sent_is_what_makes_the_largest_difference(histories, files, tmp
     effects.reset_index().assign(customer="nobody").to_csv(path[0])
     with pytest.raises(ValueError, match="no column 'effect' nor 'low' nor 'high' nor 'offer'"):
         Histories(histories.model, histories.extractor, *files, uplift=path)
+    pd.read_csv(path[1]).assign(customer="nobody").to_csv(path[1], index=False)
+    with pytest.raises(ValueError, match="has none of the page's customers: ask `mcm uplift` about the same log"):
+        Histories(histories.model, histories.extractor, *files, uplift=path[1:])
 
 
 @pytest.mark.parametrize(
