@@ -25,6 +25,7 @@ LIMITS = {
     "intermediate_size": (1, 2**20),
     "state_size": (0, 2**16),
     "max_position_embeddings": (0, 2**24),
+    "max_events": (2, 2**24),  # the start row and an event
     "attention_window": (1, 2**24),
     "hidden_dropout_prob": (0, 0.999),
     "attention_probs_dropout_prob": (0, 0.999),
@@ -91,6 +92,8 @@ class MCMConfig(PreTrainedConfig):
         Length of the longest sequence that the encoder reads, in encoder units (see `encoder_unit`); each position has
         an embedding. `None` or 0: no position embeddings and no limit; only features such as the days since the last
         visit express time and order.
+    max_events (`int`):
+        Number of a customer's latest events that the encoder reads, the start row included. All else reads all events.
     event_dropout_prob (`float`):
         Probability that training hides an event of a visit from the encoder. A visit never loses all of its events, so
         the field changes nothing where units are events (see `encoder_unit`).
@@ -176,6 +179,7 @@ class MCMConfig(PreTrainedConfig):
     attention_probs_dropout_prob: float | int = 0.0
     event_dropout_prob: float | int = 0.2
     max_position_embeddings: int | None = None
+    max_events: int = 300
     attention_window: int | None = 64
     encoder_unit: Literal["event", "visit"] = "visit"
     readout: Literal["attentional", "last"] = "attentional"
@@ -324,5 +328,5 @@ class MCMConfig(PreTrainedConfig):
 
 # Fields that may be edited in config.json: the weights are the same whatever they are.
 RATES = ("hidden_dropout_prob", "attention_probs_dropout_prob", "event_dropout_prob")
-FREE = (*RATES, "counted", "learned", "forecast_days", "known")
+FREE = (*RATES, "counted", "learned", "forecast_days", "known", "max_events")
 DECIDING = tuple(sorted({*MCMConfig.__annotations__}.difference(FREE)))  # what the weights mean

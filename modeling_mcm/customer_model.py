@@ -30,6 +30,7 @@ from transformers.utils import logging
 
 from .calendar_mcm import Known
 from .data import NO_CUTOFFS, EventSchema, PreparedData, read_known, read_schema
+from .data.collator import batches_by_length
 from .data.guess_times import warn_of_late_event
 from .data.guessing import READER_FILE, FrameReader
 from .events_mcm import EPOCH, SECONDS_PER_DAY, IntArray, Row, Time, check_columns, naming, to_ids, to_text
@@ -603,13 +604,14 @@ class CustomerModel:
         """Embeddings `(N, S)` of customers, each a second before a time of its own `(N,)`; without times, of whole
         histories."""
         places, last, parts = self._find(customers), None if times is None else np.ceil(times) - 1, []
-        for part in np.split(np.arange(len(places)), range(AT_ONCE, len(places), AT_ONCE)):
+        batches = batches_by_length(self._customers.lengths[places], AT_ONCE)
+        for part in batches:
             batch, as_of = self._customers.take(places[part]), None if last is None else last[part]
             if as_of is not None:
                 batch = batch.before(as_of + 1e-3, self.feature_extractor.layout)
             inputs = self._predictor.inputs(batch, as_of)
             parts.append(self._predictor.run(inputs, self.model.base_model, parts=[EMBEDDING]).pooler_output)
-        return torch.cat(parts).numpy(force=True)
+        return torch.cat(parts).numpy(force=True)[np.concatenate(batches).argsort()]
 
     def _find(self, names: Iterable) -> IntArray:
         """Indices of customers by their ids."""
@@ -671,14 +673,16 @@ class CustomerModel:
             places = places[self._first_times[places] <= asked.as_of]
             if not len(places):
                 raise ValueError(f"No customer has an event until {as_of}: give a later `as_of`.")
-        for part in np.split(places, range(AT_ONCE, len(places), AT_ONCE)):
-            batch = self._customers.take(part)
+        batches = batches_by_length(self._customers.lengths[places], AT_ONCE)
+        for part in batches:
+            batch = self._customers.take(places[part])
             if asked.as_of is not None:  # before the predictor, which warns of later events
                 batch = batch.before([asked.as_of + 1e-3] * len(part), self.feature_extractor.layout)
             if given:
                 batch.columns[LABEL_COLUMNS] = [given.get(name) for name in batch.columns["customer_id"]]
             parts.append(predictor.ask(batch, asked))
-        columns = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        order = np.concatenate(batches).argsort()
+        columns = {name: torch.cat([part[name] for part in parts])[order] for name in parts[0]}
         return [self.customers[place] for place in places], columns, asked
 
 

@@ -284,7 +284,6 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
     def pad(
         self,
         rows: Sequence[Mapping],
-        max_events: int | None = None,
         return_tensors: str | None = "pt",
         mask_next: bool = False,
         as_of: Sequence[float] | NDArray | None = None,
@@ -295,8 +294,6 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
         Args:
             rows (`Sequence[dict]`): Rows with `times`, `visits`, `feature_<name>`, `value_<name>` and
                 `profile_<name>`; other keys are ignored.
-            max_events (`int`, *optional*): Largest number of events in an input, start row included; see
-                `first_kept`. Default: `max_events` of the feature extractor.
             mask_next (`bool`): Whether to add a last event of unknown values, the masked next event of BERT4Rec.
             as_of (`Sequence[float]`, *optional*): Time of each row at which the customer is scored, in seconds on
                 the clock of `times`. Later events are left out with a warning.
@@ -315,10 +312,7 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
             ValueError: If there are no rows, a row lacks a column, ids do not fit the vocabularies, or `as_of` is not
                 one finite number for each row.
         """
-        window = self.max_events if max_events is None else max_events
-        return BatchFeature(
-            pad_rows(rows, self.layout, window, mask_next, as_of, features), tensor_type=return_tensors
-        )
+        return BatchFeature(pad_rows(rows, self.layout, mask_next, as_of, features), tensor_type=return_tensors)
 
     @property
     def layout(self) -> InputLayout:

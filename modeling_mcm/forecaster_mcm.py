@@ -331,7 +331,7 @@ class VisitForecaster(Exact):
         event_values: Tensor | None,
     ) -> Visits:
         """Collects visits from the inputs of [`MCMModel`]. A visit counts if one of its events is a target, and begins
-        with its first one. Returns a place for each event; the first amount is the number of target events."""
+        with its first one. Returns a place for each visit; the first amount is the number of target events."""
         is_event = find_events(attention_mask)
         is_target = is_event & (input_ids[..., self.deciding] > 0).any(-1)
         for index, ids in self.types.items():
@@ -339,10 +339,12 @@ class VisitForecaster(Exact):
         values = [is_target.float()[..., None]]
         if event_values is not None:
             values.append(event_values.float() * is_event[..., None])
-        amounts = torch.cat(values, -1)
+        amounts = torch.cat(values, -1)  # (B, L, Q)
         times = torch.where(is_target, event_times.float(), math.inf)
-        first = torch.full_like(times, math.inf).scatter_reduce(1, visit_ids, times, "amin")
-        amounts = torch.zeros_like(amounts).scatter_add(1, visit_ids[..., None].expand_as(amounts), amounts)
+        places = visit_ids.shape[1] if torch.compiler.is_exporting() else int(visit_ids.max()) + 1
+        first = times.new_full((times.shape[0], places), math.inf).scatter_reduce(1, visit_ids, times, "amin")
+        sums = amounts.new_zeros(*first.shape, amounts.shape[2])
+        amounts = sums.scatter_add(1, visit_ids[..., None].expand_as(amounts), amounts)  # (B, P, Q)
         is_visit = first < math.inf
         return Visits(torch.where(is_visit, first, 0.0), is_visit, amounts)
 

@@ -287,18 +287,9 @@ def _find_settled(events: Events, count: int) -> tuple[int, int]:
     return settled, int(opens[settled - 1]) if settled else 0
 
 
-def first_kept(events: int, window: int) -> int:
-    """Index of the first event of a history that the model reads; `events` where the window is 0. The model reads at
-    most `window` of the latest events. In longer histories the first event moves in steps of an eighth of the window,
-    so at least seven eighths of the window are read."""
-    step = max(1, window // 8)
-    return max(0, -(-(events - window) // step) * step) if window else events
-
-
 def pad_rows(
     rows: Sequence[Mapping],
     layout: InputLayout,
-    window: int,
     mask_next: bool = False,
     as_of: Sequence[float] | NDArray | None = None,
     features: Collection[str] | None = None,
@@ -317,17 +308,17 @@ def pad_rows(
         `(B, L, N)`; with `as_of` also `as_of` float32 `(B,)` in days.
 
     Raises:
-        ValueError: If there are no rows or too small a window, a row lacks a column, ids do not fit the vocabularies,
-            or `as_of` is not one finite number for each row.
+        ValueError: If there are no rows, a row lacks a column, ids do not fit the vocabularies, or `as_of` is not one
+            finite number for each row.
     """
     extra = 1 + mask_next  # the start row and, with `mask_next`, the masked last event
-    if window < extra or not len(rows):
-        raise ValueError(f"Found {len(rows)} rows and max_events {window}; give at least 1 row and {extra} events.")
+    if not len(rows):
+        raise ValueError("There are no rows: give at least one.")
     token_index, start_id = layout.start
     filled = [*layout.sizes] if features is None else [*{[*layout.sizes][token_index], *features}]
     columns = {name: f"{'profile' if name in layout.profile else 'feature'}_{name}" for name in filled}
     numeric = [f"value_{name}" for name in layout.numeric if features is None or name in features]
-    batch, values = select_read(rows, ["visits", *columns.values(), *numeric], layout, window - extra, as_of)
+    batch, values = select_read(rows, ["visits", *columns.values(), *numeric], layout, as_of)
     lengths, shape = batch.lengths, (len(batch), int(batch.lengths.max()) + extra)
     cells = batch.row * shape[1] + batch.places + 1  # flat indices of the events
 
@@ -380,17 +371,13 @@ def select_read(
     rows: Sequence[Mapping],
     names: Sequence[str],
     layout: InputLayout,
-    window: int,
     as_of: Sequence[float] | NDArray | None,
 ) -> tuple[Customers, dict]:
-    """Selects the events that a model reads, see [`first_kept`], and gives some of their columns by name. Raises
-    `ValueError` if a row lacks one."""
+    """Selects the events until `as_of`, and gives some of their columns by name. Raises `ValueError` if a row lacks
+    one."""
     try:
         batch = Customers.of(rows, ["times", *names, "customer_id"])
         batch = close_visits(batch, is_past(batch, as_of), layout)
-        starts = np.array([first_kept(length, window) for length in batch.lengths.tolist()])
-        if starts.any():
-            batch = batch.select(batch.places >= starts[batch.row])
         return batch, {name: batch.column(name) for name in names}
     except KeyError as error:
         raise ValueError(

@@ -232,6 +232,24 @@ def create_window_mask(config: MCMConfig, hidden: Tensor, unit_mask: Tensor) -> 
     return mask
 
 
+def select_latest(
+    input_ids: Tensor, attention_mask: Tensor, visit_ids: Tensor | None, most: int
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Selects the start row and the latest events of each customer, `most` rows in all, from inputs `(B, L, J)` and
+    `(B, L)`. Visits are counted from 1 again."""
+    if torch.compiler.is_exporting() or input_ids.shape[1] <= most:  # whose inputs are as long as its example
+        return input_ids, attention_mask, visit_ids
+    place = torch.arange(most, device=input_ids.device)
+    left_out = (attention_mask.long().sum(1, keepdim=True) - most).clamp(min=0)  # (B, 1)
+    place = torch.where(place > 0, place + left_out, 0)  # (B, most)
+    input_ids = input_ids.gather(1, place[..., None].expand(-1, -1, input_ids.shape[2]))
+    attention_mask = attention_mask.gather(1, place)
+    if visit_ids is not None:
+        visit_ids = visit_ids.gather(1, place)
+        visit_ids = (visit_ids - visit_ids[:, 1:2] + 1).clamp(min=0).index_fill(1, place.new_zeros(1), 0)
+    return input_ids, attention_mask, visit_ids
+
+
 @auto_docstring(custom_intro="The customer model without a head: hidden states and a customer embedding.")
 class MCMModel(MCMPreTrainedModel):
     # Parameters of the heads: a checkpoint that was saved with a head has them, and this model leaves them out.
@@ -348,8 +366,9 @@ class MCMModel(MCMPreTrainedModel):
         visit_ids: Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> MCMModelOutput:
-        """The encoder's part of `forward`, whose arguments these are."""
-        hidden, unit_mask = self.embeddings(input_ids, attention_mask, visit_ids)
+        """The encoder's part of `forward`, whose arguments these are: it reads the latest `config.max_events`."""
+        latest = select_latest(input_ids, attention_mask, visit_ids, self.config.max_events)
+        hidden, unit_mask = self.embeddings(*latest)
         if self.config.encoder_attention == "causal":
             mask = create_window_mask(self.config, hidden, unit_mask)
         else:

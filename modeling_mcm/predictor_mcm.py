@@ -369,11 +369,10 @@ class Predictor:
         """What the model's `forward` gives of tasks that are scored from counts alone, without what only others read:
         inputs of all features, padding, and their checks."""
         model, config, sizes = self.model, self.model.config, self.extractor.layout.sizes
-        window = self.extractor.max_events - 1 - (config.augmentation == "masked_lm")
         names = [f"feature_{name}" for name in asked.tasks]
         kind = "times" if config.kind_feature is None else f"feature_{config.kind_feature}"
         as_of = None if asked.as_of is None else np.broadcast_to(asked.as_of, len(customers))
-        batch, values = select_read(customers, [*names, kind, "visits"], self.extractor.layout, window, as_of)
+        batch, values = select_read(customers, [*names, kind, "visits"], self.extractor.layout, as_of)
         _warn_of_empty(batch.lengths == 0, asked.as_of)
         ids = [check_ids(task, values[name], sizes[task]) for task, name in zip(asked.tasks, names, strict=True)]
         kinds = 0 * values[kind] if config.kind_feature is None else np.maximum(values[kind] - FIRST_LABEL, 0)

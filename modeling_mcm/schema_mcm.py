@@ -150,7 +150,7 @@ class LogSchema:
         target_token_types (`tuple[str]`): Token types of the events that are predicted. Empty: all token types.
         end_of_visit (`str`, *optional*): Token type of the event that preparation adds to close each visit with a
             target event. Default: no such event.
-        max_events (`int`): Largest number of events that the model reads, the start row included.
+        max_events (`int`): Largest number of events that the encoder reads, the start row included.
         min_history (`int`): Number of target events that an evaluation case needs before a cutoff.
         time_zone (`str`): Time zone, or an offset such as "+05:30", to which times with a zone are converted. Times
             without a zone stay as they are.

@@ -18,6 +18,7 @@ All rows of a batch are computed together, in flat arrays: "events" is the numbe
 Shapes: B customers, L events (start row included), P prefixes, N labels of a customer, T tasks.
 """
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -41,6 +42,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 ONE_PREFIX = ("random_prefix", "last_prefix")
 MASKED = 0.2  # share of the events that "masked_lm" masks
+MOST_PADDED = 2**19  # events of a batch, padding included: 2,048 of each of 256 customers
 POOLED_GROUPS = 64  # number of groups whose rows are sorted by length together
 STARTING = Lock()  # while threads start, torch's number of threads is not that of the process
 FADED = 4  # older targets, in half-lives, are left out: they would weigh less than a sixteenth
@@ -86,22 +88,29 @@ class PreparedRows(Dataset):
         return batch
 
 
-def unit_counts(batch: Customers, ends: IntArray, config: MCMConfig, max_events: int) -> IntArray:
+def unit_counts(batch: Customers, ends: IntArray, config: MCMConfig) -> IntArray:
     """Counts the units (events or visits) that the encoder reads of each row, `(rows,)`, the start row included.
-    `ends` `(rows,)` are numbers of events of the histories; of one longer than `max_events` the latest events
-    count."""
+    `ends` `(rows,)` are numbers of events of the histories."""
     if config.encoder_unit == "event":
-        return np.minimum(ends + 1, max_events)
+        return np.minimum(ends + 1, config.max_events)
     visits = np.append(batch.column("visits"), 0)  # where a last row without events would begin
-    first = batch.starts + np.maximum(ends - max_events + 1, 0)
+    first = batch.starts + np.maximum(ends - config.max_events + 1, 0)
     return np.where(ends > 0, visits[batch.starts + ends - 1] - visits[first] + 2, 1)
 
 
-def batches_by_length(lengths: ArrayLike, size: int) -> list[IntArray]:
-    """Cuts rows into batches of `size` rows of similar length, shortest first, so that little of a batch is padding.
-    Rows of one length stay in their order."""
+def batches_by_length(lengths: ArrayLike, size: int, most: float = MOST_PADDED) -> list[IntArray]:
+    """Cuts rows into batches of `size` rows of similar length, shortest first, so that little of a batch is padding;
+    of fewer rows where it would have more than `most` events, padding included. Rows of one length stay in their
+    order."""
     order = np.argsort(lengths, kind="stable")
-    return [order[start : start + size] for start in range(0, len(order), size)]
+    batches: list[IntArray] = []
+    end, sizes = 0, np.asarray(lengths)[order]
+    while end < len(order):
+        start, end = end, min(end + size, len(order))
+        while end > start + 1 and sizes[end - 1] * (end - start) > most:
+            end = (start + end) // 2
+        batches.append(order[start:end])
+    return batches
 
 
 def map_on_cores(
@@ -155,7 +164,8 @@ class LengthGroupedSampler(Sampler):
         order = generator.permutation(len(self.lengths))
         pool = POOLED_GROUPS * self.group_size
         pools = [order[start : start + pool] for start in range(0, len(order), pool)]
-        groups = [rows[at] for rows in pools for at in batches_by_length(self.lengths[rows], self.group_size)]
+        size = self.group_size
+        groups = [rows[at] for rows in pools for at in batches_by_length(self.lengths[rows], size, math.inf)]
         whole = len(self.lengths) // self.group_size  # groups; the last one may be smaller, and comes last
         groups[:whole] = [groups[at] for at in generator.permutation(whole)]
         yield from np.concatenate([*groups, []]).astype(int)
@@ -195,7 +205,6 @@ class MCMCollator:
         # Weights compare the prefixes of one pass of the model, so they need several prefixes.
         self.half_life = half_life if self.augmentation == "all_prefixes" else 0.0
         self.cutoff, self.token_type = cutoff, extractor.token_type_feature
-        self.max_events = extractor.max_events
         self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         self.end_of_visit_id = extractor.layout.closing
 
@@ -212,7 +221,7 @@ class MCMCollator:
         masked = self.augmentation == "masked_lm" and not train
         times = None if self.as_of is None or train else [self.as_of] * len(batch)
         asked = self._train(batch) if train else self._evaluate(batch)
-        inputs = dict(self.extractor.pad(asked.history, self.max_events, mask_next=masked, as_of=times))
+        inputs = dict(self.extractor.pad(asked.history, mask_next=masked, as_of=times))
         if train and self.half_life:
             inputs["label_weights"] = _stack(self._weights(asked), asked.rows, len(batch), 0)
         if train and self.augmentation not in ONE_PREFIX:
@@ -254,7 +263,7 @@ class MCMCollator:
         """The events that are read, in the order in which they are read, and whether they are the whole history of
         each row, `(rows,)`. Events of one moment have no order, so it is drawn. Of a history longer than the window
         augmentations of several prefixes read the events before the end of a random visit; the others cut later."""
-        visits, size = history.column("visits"), self.max_events - 1
+        visits, size = history.column("visits"), self.config.max_events - 1
         draw = np.zeros(len(history.row))  # (events,): their order in a moment
         starts, ends = np.zeros(len(history), int), history.lengths.copy()  # (rows,): of the window
         for i, (generator, length) in enumerate(zip(generators, history.lengths, strict=True)):
@@ -298,7 +307,9 @@ class MCMCollator:
                 choices = choices[-1:]
             chosen[i] = generator.choice(choices) if len(choices) else 0
         targets = np.flatnonzero(is_asked & (ends == chosen[window.row]))
-        return self._ask(window, targets, ends)._replace(history=window.select(window.places < chosen[window.row]))
+        ago = chosen[window.row] - window.places  # (events,): 1 is the last event of the prefix
+        history = window.select((ago > 0) & (ago < self.config.max_events))
+        return self._ask(window, targets, ends)._replace(history=history)
 
     def _ask_all_prefixes(self, window: Customers, ends: IntArray, is_asked: BoolArray) -> "_Questions":
         """The augmentation "all_prefixes" cuts nothing: each prefix is asked for what followed it, unless that is long

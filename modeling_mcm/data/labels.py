@@ -236,7 +236,7 @@ class LabelledCustomers:
             )
         self.dropped = len(labels) - len(with_history)
         self.labels = labels.of(with_history)
-        self.rows = PreparedRows(rows, row_indices[with_history])
+        self.rows = PreparedRows(rows, row_indices[with_history], batch.lengths[row_indices[with_history]])
 
     def histories(self, indices: IntArray, layout: InputLayout) -> Customers:
         """Reads prepared rows without the events from the label's time on."""

@@ -19,7 +19,7 @@ from modeling_mcm.encoding_mcm import days_between
 from modeling_mcm.events_mcm import SECONDS_PER_DAY, BoolArray, Row, Time, select_events, to_iso
 from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
 from modeling_mcm.features_mcm import COUNTED, FEATURES
-from modeling_mcm.inputs_mcm import Customers, first_kept
+from modeling_mcm.inputs_mcm import Customers
 from modeling_mcm.modeling_mcm import MCMPreTrainedModel
 from modeling_mcm.predictor_mcm import Predictor, Rows
 from modeling_mcm.schema_mcm import DAYS_SINCE_VISIT
@@ -111,9 +111,7 @@ def explain(
     row = feature_extractor.readable(row, model.config.input_features)
     if seconds is None and len(row["times"]):
         seconds = float(row["times"].max())  # one time for all variants: without the last visit, too
-    start = first_kept(len(row["times"]), feature_extractor.max_events - 1)
-    row = select_events(row, slice(start, None))
-    visits = row["visits"] = row["visits"] - row["visits"][:1] if start else row["visits"]
+    visits = row["visits"]
 
     def score(rows: Rows, left_out: Sequence[str] = ()) -> torch.Tensor:
         """Scores of the task's labels, of shape `(B, labels)`, each history without a group of numbers if `left_out`
@@ -158,7 +156,7 @@ def explain(
         chance=chance,
         baseline=baseline,
         visits=effects,
-        words=_say_when(row, has_label, seconds) + f" (in the latest {len(visits):,} events)" * (start > 0),
+        words=_say_when(row, has_label, seconds),
         groups=dict(zip(groups, chances([row] * len(groups), groups), strict=True)),
     )
 

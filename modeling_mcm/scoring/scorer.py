@@ -27,7 +27,7 @@ from modeling_mcm.checkpoint_mcm import damage
 from modeling_mcm.configuration_mcm import FIRST_LABEL
 from modeling_mcm.data import read_known
 from modeling_mcm.data.cases import CUTOFFS, to_batch
-from modeling_mcm.data.collator import batches_by_length, map_on_cores, unit_counts
+from modeling_mcm.data.collator import batches_by_length, map_on_cores
 from modeling_mcm.data.dataset import END, IDENTITY_FILE, PreparedData, cut_columns
 from modeling_mcm.data.offers import load_actions
 from modeling_mcm.data.tables import read_table_file
@@ -282,9 +282,8 @@ class BatchScorer:
         come in `<task>_chances`, if the checkpoint has them; outcomes rank the actions likewise.
         Raises `ValueError` if the model gives NaN or infinite numbers."""
         rows = Customers.of(rows)
-        lengths = unit_counts(rows, rows.lengths, self.model.config, self.extractor.max_events)
         parts: list[Columns] = []
-        batches = batches_by_length(lengths, self.batch_size)
+        batches = batches_by_length(rows.lengths, self.batch_size)
         for part in map_on_cores(lambda batch: self._ask(rows.take(batch)), batches, self.model.device):
             self.progress(len(batches[len(parts)]))
             parts.append(part)

@@ -78,7 +78,6 @@ def count_again(
         `tuple`: the model, and the feature extractor with the values that were known then.
     """
     counted = copy.copy(data.extractor)
-    counted.max_events = extractor.max_events
     config = copy.deepcopy(model.config)
     config.known = join_known(config.known, known or {})
     config.learned_sizes = [*map(min, config.learned_sizes or config.vocabulary_sizes, counted.vocabulary_sizes)]

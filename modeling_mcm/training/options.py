@@ -48,7 +48,8 @@ class ModelOptions:
         choices=[AUTO, NONE],
     )
     max_events: int | None = option(
-        "Largest number of events that are read of a history, the start row included. By default the event schema's."
+        "Largest number of a customer's latest events that the encoder reads, the start row included. By default that "
+        "of the event schema."
     )
     known: str | None = option(
         "Table of what is known of days beforehand, past ones and those to come, whose effects forecasts learn: "

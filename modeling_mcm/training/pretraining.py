@@ -125,8 +125,9 @@ def read_config(options: ModelOptions, extractor: MCMFeatureExtractor, recipe: R
         "values_digest": extractor.values_digest,
     }
     values["tasks"] = values.get("tasks") or extractor.tasks
+    values["max_events"] = options.max_events or extractor.max_events
     if values.get("max_position_embeddings"):
-        values["max_position_embeddings"] = extractor.max_events  # as many as events are read
+        values["max_position_embeddings"] = values["max_events"]
     if values.get("state_size", MCMConfig.state_size):
         values |= {"state_features": None, "summed_features": extractor.summed_features}
     values |= {} if options.known is None else {"known": read_known(options.known)}
@@ -146,7 +147,7 @@ def read_rows(data: PreparedData, config: MCMConfig, ends: NDArray | None = None
             f"None of the {len(ends)} customers has two events before the validation cutoff, so there is nothing to "
             "train on: move the cutoff dates of the event schema."
         )
-    units = unit_counts(load_columns(data.rows, ["visits"]), ends, config, data.extractor.max_events)
+    units = unit_counts(load_columns(data.rows, ["visits"]), ends, config)
     return PreparedRows(data.rows, several, units[several], ends)
 
 
@@ -167,8 +168,6 @@ def pretrain(options: ModelOptions, training: PretrainingArguments, recipe: Reci
     # Where nothing is learned, nothing is held out
     data = PreparedData(options.data, END if options.network == SHIPPED_NETWORK else CUTOFFS[0])
     extractor = data.extractor
-    if options.max_events is not None:
-        extractor.max_events = options.max_events
     config = read_config(options, extractor, recipe)
     for reason in recipe.reasons:
         logger.info(reason)
@@ -177,7 +176,7 @@ def pretrain(options: ModelOptions, training: PretrainingArguments, recipe: Reci
     if config.readout_bias:
         model.initialize_from_popularity(popularity(data, config))
     names = "encoder", "network", "ema_decay", "target_half_life_days", "sampled_labels"
-    own = {name: getattr(options, name) for name in names} | {"max_events": extractor.schema.max_events}
+    own = {name: getattr(options, name) for name in names} | {"max_events": config.max_events}
     run = {"data": file_digest(data.folder / MANIFEST_FILE), "options": deciding_options(training, config, own)}
     output = Path(str(training.output_dir))
     with output_folder_lock(output, training.should_save):

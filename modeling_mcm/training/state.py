@@ -19,7 +19,8 @@ from torch import Tensor
 from transformers import BatchFeature
 from transformers.utils import logging
 
-from modeling_mcm.data.collator import PreparedRows
+from modeling_mcm.data.cases import load_columns
+from modeling_mcm.data.collator import PreparedRows, batches_by_length
 from modeling_mcm.events_mcm import SECONDS_PER_DAY, Row, select_events
 from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
 from modeling_mcm.modeling_mcm import MCMModel
@@ -32,16 +33,15 @@ HISTORY = "input_ids", "attention_mask", "visit_ids", "event_times", "event_valu
 MOST_LAST = 2**15  # customers whose counts at the end of the training period give the components
 
 
-def pad_latest(
+def pad_past(
     extractor: MCMFeatureExtractor, rows: Sequence[Row], read: Sequence[str] | None
 ) -> tuple[list[NDArray], BatchFeature]:
-    """Model inputs of the latest events of prepared rows before the validation cutoff, as many as are read, and the
-    times of these events: inputs count days from the first of them. `read` are the names of the features that the
-    model reads; of a customer without an event that has any, the times are those of the unread events."""
-    longest = extractor.max_events - 1  # the start row takes one position
-    latest = [select_events(select_events(row, slice(row["validation_end"])), slice(-longest, None)) for row in rows]
-    histories = [extractor.readable(history, read) for history in latest]
-    times = [(one if len(one["times"]) else other)["times"] for one, other in zip(histories, latest, strict=True)]
+    """Model inputs of the events of prepared rows before the validation cutoff, and the times of these events: inputs
+    count days from the first of them. `read` are the names of the features that the model reads; of a customer without
+    an event that has any, the times are those of the unread events."""
+    past = [select_events(row, slice(row["validation_end"])) for row in rows]
+    histories = [extractor.readable(history, read) for history in past]
+    times = [(one if len(one["times"]) else other)["times"] for one, other in zip(histories, past, strict=True)]
     return times, extractor.pad(histories)
 
 
@@ -51,8 +51,7 @@ def count_at_times(
     rows: Sequence[Row],
     read: Sequence[str] | None,
     cutoff: float | None,
-    generator: np.random.Generator,
-    number: int = TIMES,
+    shares: NDArray,
 ) -> Tensor:
     """Counts `(B, M, numbers)` of customers at times between their first event and the end of the training period,
     which comes last; all but one of the others lie in the second half of that time.
@@ -62,14 +61,14 @@ def count_at_times(
         read (sequence of `str`): Names of the features that the model reads.
         cutoff (`float`, *optional*): End of the training period, in seconds since 1970. `None`: the customer's last
             event of it.
-        number (`int`): M.
+        shares (`NDArray` of shape `(B, M - 1)`): Where in that time the others lie, from 0 to 1.
     """
-    times, batch = pad_latest(extractor, rows, read)
+    times, batch = pad_past(extractor, rows, read)
     spans = [(events.min(), events.max(), events[0]) for events in times]
     first, last, zero = np.array(spans, np.float64).T[..., None]  # each (B, 1)
     end = np.maximum(last if cutoff is None else cutoff, first + 1)
-    starts = np.where(np.arange(number - 1) == 0, first, (first + end) / 2)
-    drawn = np.concatenate([generator.uniform(starts, end), end], 1)  # (B, M)
+    starts = np.where(np.arange(shares.shape[1]) == 0, first, (first + end) / 2)
+    drawn = np.concatenate([starts + (end - starts) * shares, end], 1)  # (B, M)
     as_of = torch.from_numpy(((drawn - zero) / SECONDS_PER_DAY).astype(np.float32))
     return state.counts(**{name: batch.get(name) for name in HISTORY}, as_of=as_of)  # type: ignore[arg-type]
 
@@ -121,19 +120,22 @@ def fit_state(
     state.cpu()  # counting takes many small steps, which a GPU would not make faster
     most = min(MOST_CUSTOMERS, len(rows), max(MOST_NUMBERS // (TIMES * len(state.mean)), 1))
     chosen = generator.permutation(len(rows))[:MOST_LAST]
-    counts = torch.empty(most, TIMES, len(state.mean))
-    last = []
-    for start in logging.tqdm(range(0, len(chosen), AT_ONCE), desc="Customer state", unit="batch"):
-        sample, first = rows.__getitems__(chosen[start : start + AT_ONCE].tolist()), start >= most
-        read_counts = count_at_times(state, extractor, sample, read, cutoff, generator, 1 if first else TIMES)
+    counts, shares = torch.empty(most, TIMES, len(state.mean)), generator.random((most, TIMES - 1))
+    ends = load_columns(rows.rows, ["validation_end"]).column("validation_end")[rows.indices[chosen]]
+    several, once = batches_by_length(ends[:most], AT_ONCE), batches_by_length(ends[most:], AT_ONCE)
+    batches, last = [*several, *(most + batch for batch in once)], []
+    for batch in logging.tqdm(batches, desc="Customer state", unit="batch"):
+        sample, is_several = rows.__getitems__(chosen[batch].tolist()), batch[0] < most
+        drawn = shares[batch] if is_several else np.empty((len(batch), 0))
+        read_counts = count_at_times(state, extractor, sample, read, cutoff, drawn)
         last.append(csr_array(read_counts[:, -1, state.undecayed].numpy()))
-        if not first:
-            counts[start : start + AT_ONCE] = read_counts[: most - start]
+        if is_several:
+            counts[batch] = read_counts
     flat = counts.flatten(0, 1)
     state.mean.copy_(flat.mean(0))
     state.std.copy_(flat.std(0, correction=0))
     state.longest_silence.fill_(math.expm1(flat[:, state.num_few - len(GAPS)].max().item()))
-    find_components(state, csr_array(vstack(last)))
+    find_components(state, csr_array(vstack(last))[np.concatenate(batches).argsort()])
     for part in flat.split(AT_ONCE**2):  # in place: there may be many
         part.copy_(state.standardised(part))
     with torch.random.fork_rng(devices=[]):

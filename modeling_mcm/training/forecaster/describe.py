@@ -2,7 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Describes the shop of a log to the forecaster: what the training period's visits say, and nothing after it."""
 
-import copy
 import math
 from typing import cast
 
@@ -12,19 +11,19 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers.utils import logging
 
 from modeling_mcm.calendar_mcm import MOST_DAYS, Calendar
-from modeling_mcm.data.cases import deciding_tasks
-from modeling_mcm.data.collator import PreparedRows
+from modeling_mcm.data.cases import deciding_tasks, load_columns
+from modeling_mcm.data.collator import PreparedRows, batches_by_length
 from modeling_mcm.events_mcm import SECONDS_PER_DAY
 from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
 from modeling_mcm.forecaster_mcm import LONGEST_RATIO, VisitForecaster, Visits
 from modeling_mcm.modeling_mcm import MCMModel
 
-from ..state import HISTORY, pad_latest
+from ..state import HISTORY, pad_past
 from .shop import load_weights, set_shop
 
 logger = logging.get_logger(__name__)
 SHOP_CUSTOMERS, READ_AT_ONCE = 2**15, 128  # customers whose visits describe the shop, and of whom so many are padded
-SHOP_EVENTS = 2_000  # latest events of each of them: more than are read otherwise, or the period would be too short
+SHOP_VISITS = 2_000  # latest visits of each of them that are read
 EARLIEST = 1e-3  # share of the visits before the window, which begins there: a wrong date must not stretch it
 
 
@@ -46,17 +45,17 @@ def describe_shop(model: MCMModel, extractor: MCMFeatureExtractor, rows: Prepare
     model.make_forecaster()
     forecaster = cast(VisitForecaster, model.forecaster)
     chosen = np.sort(np.random.default_rng(0).permutation(len(rows))[:SHOP_CUSTOMERS])
-    whole = copy.copy(extractor)
-    whole.max_events = max(SHOP_EVENTS, extractor.max_events)
-    kept = []  # of each customer
-    for start in range(0, len(chosen), READ_AT_ONCE):
-        sample = rows.__getitems__(chosen[start : start + READ_AT_ONCE].tolist())
-        times, batch = pad_latest(whole, sample, config.input_features)
-        visits = forecaster.read(*(batch.get(name) for name in HISTORY))  # type: ignore[arg-type]
+    lengths = load_columns(rows.rows, ["validation_end"]).column("validation_end")[rows.indices[chosen]]
+    kept: dict[int, Visits] = {}  # of each customer
+    for batch in batches_by_length(lengths, READ_AT_ONCE):
+        times, inputs = pad_past(extractor, rows.__getitems__(chosen[batch].tolist()), config.input_features)
+        visits = forecaster.read(*(inputs.get(name) for name in HISTORY))  # type: ignore[arg-type]
         starts = torch.from_numpy(np.array([events[0] for events in times]) / SECONDS_PER_DAY)
         visits = visits._replace(times=visits.times + starts[:, None])
-        kept += [Visits(*(column[row, visits.is_visit[row]] for column in visits)) for row in range(len(sample))]
-    visits = Visits(*(pad_sequence([*column], batch_first=True) for column in zip(*kept, strict=True)))
+        for row, customer in enumerate(batch.tolist()):
+            kept[customer] = Visits(*(column[row, visits.is_visit[row]][-SHOP_VISITS:] for column in visits))
+    columns = zip(*(kept[customer] for customer in range(len(chosen))), strict=True)
+    visits = Visits(*(pad_sequence([*column], batch_first=True) for column in columns))
     days, window = visits.times[visits.is_visit], 0.0
     if len(days) and extractor.order is None:
         end = float(days.max()) if cutoff is None else cutoff / SECONDS_PER_DAY

@@ -9,7 +9,7 @@ Shapes: N examples, S size of the state, V labels of all tasks, C classes (1 for
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from transformers.utils import logging
 
 from modeling_mcm.customer_mcm import MCMForCustomerPrediction
 from modeling_mcm.data import NO_CUTOFFS, PreparedData
+from modeling_mcm.data.collator import batches_by_length
 from modeling_mcm.data.labels import (
     AUTO,
     ERROR,
@@ -125,14 +126,15 @@ def read_inputs(
 ) -> tuple[HeadInputs, torch.Tensor]:
     """Reads what the head reads before the labels, and the counts there of [`count_histories`]."""
     predictor, times, parts = Predictor(model, extractor), customers.labels.times, []
-    for start in logging.tqdm(range(0, len(times), AT_ONCE), desc="Histories", unit="batch"):
-        chosen: Any = np.arange(len(times))[start : start + AT_ONCE]
+    batches = batches_by_length(cast(NDArray, customers.rows.lengths), AT_ONCE)
+    for chosen in logging.tqdm(batches, desc="Histories", unit="batch"):
         rows = customers.histories(chosen, extractor.layout)
         outputs = predictor.run(predictor.inputs(rows, None if extractor.schema.order else times[chosen]))
         counts = torch.from_numpy(count_histories(rows, times[chosen]))
         parts.append((outputs.numbers.cpu(), csr_array(outputs.label_counts.cpu().numpy()), counts))
     numbers, had, counted = zip(*parts, strict=True)
-    return HeadInputs(torch.cat(numbers), csr_array(vstack(had))), torch.cat(counted)
+    order = np.concatenate(batches).argsort()
+    return HeadInputs(torch.cat(numbers)[order], csr_array(vstack(had))[order]), torch.cat(counted)[order]
 
 
 def count_histories(rows: Customers, times: NDArray) -> NDArray[np.float32]:
