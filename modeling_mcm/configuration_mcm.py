@@ -2,7 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """MCMConfig: all settings of an MCM model, and the checks that they fit together."""
 
+from contextlib import suppress
 from dataclasses import field
+from datetime import UTC, datetime
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -222,6 +224,14 @@ class MCMConfig(PreTrainedConfig):
         if not isinstance(dtype, torch.dtype | None):
             raise ValueError(f"`dtype` is {self.dtype!r}, no type of torch: expected one such as float32.")
         super().__post_init__(**kwargs)
+
+    @property
+    def counted_until(self) -> float | None:
+        """The time before which all counted events lie, in seconds since 1970-01-01; None where it is not known."""
+        with suppress(ValueError):
+            until = datetime.fromisoformat(str(self.counted.get("until")))
+            return until.replace(tzinfo=UTC).timestamp()
+        return None
 
     @property
     def encoder_attention(self) -> str:

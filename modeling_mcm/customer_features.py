@@ -19,9 +19,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from .customer_model import CustomerModel
+from .customer_model import CustomerModel, make_table
 from .events_mcm import to_ids
 from .extras import needs
+from .predictor_mcm import EMBEDDING, Questions
 
 with needs("gbdt"):
     from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin, TransformerMixin
@@ -66,9 +67,14 @@ class CustomerFeatures(TransformerMixin, BaseEstimator):
         return self._describe(self.model.customers[:1], None).columns.to_numpy(object)
 
     def _describe(self, customers: Iterable, as_of: float | None) -> pd.DataFrame:
+        # All times share the scale of the state and the shop that is told: a linear model needs one scale
+        questions = Questions(embedding=True, forecasts=True, days=self.days, later_counts=True)
+        ids, columns, _ = self.model._ask(customers, as_of, questions)
+        names, index = self.model.model.base_model.state.names, pd.Index(ids, name=CUSTOMER)
+        embeddings = pd.DataFrame(columns.pop(EMBEDDING).numpy(), index, names)
         # Some names of forecasts are those of past numbers in the embedding
-        forecasts = self.model.forecast(customers, self.days, as_of).add_prefix("forecast_")
-        return self.model.embed(customers, as_of).join(forecasts).loc[to_ids([*customers])]
+        forecasts = make_table(ids, columns).add_prefix("forecast_")
+        return embeddings.join(forecasts).loc[to_ids([*customers])]
 
 
 class _FineTuned(BaseEstimator):

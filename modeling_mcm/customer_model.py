@@ -11,8 +11,10 @@
 A thin face over schema, preparation, training and the [`Predictor`]; each of them has more options.
 """
 
+import copy
 import re
 import tempfile
+import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
@@ -46,6 +48,7 @@ from .predictor_mcm import (
     LABEL_COLUMNS,
     PREDICTED,
     PREDICTING,
+    RANKING,
     CheckedQuestions,
     Columns,
     Predictor,
@@ -59,6 +62,7 @@ if TYPE_CHECKING:
 logger = logging.get_logger(__name__)
 EVENTS_FILE = "events.parquet"  # in the folder of `fit`
 AT_ONCE = 64  # customers
+KEPT = 8  # times of the past whose counts stay in memory
 Values = Mapping[str, Any]  # of further columns of a table of labels, by name
 
 
@@ -87,6 +91,7 @@ class CustomerModel:
         self.model, self.feature_extractor, self.reader = model.eval(), feature_extractor, reader
         self._predictor = self._ranker = Predictor(self.model, feature_extractor)
         self._yardstick: list | None = None  # weights of `fit_yardstick`
+        self._past: dict[tuple, CustomerModel] = {}  # of times of the past
         feature_extractor.check_fits(model)
         log, schema = read_frame(events, reader.schema if reader else None), feature_extractor.schema
         log = reader.read(log) if reader else log
@@ -191,23 +196,80 @@ class CustomerModel:
         """A model that knows new events, too, given as in `fit`: what it counts goes to their end, their customers and
         labels are known, and what it has learned stays. `known` are more rows of that of `fit`. Raises `ValueError` if
         there are no events."""
-        from .training.counting import count_again
+        from .training.counting import Counts
 
         with tempfile.TemporaryDirectory() as folder:
             data, new = self._add(events, folder)
             known = _read_known(known)
-            model, extractor = count_again(self.model, self.feature_extractor, data, state=False, known=known)
+            model, extractor = Counts(data).give(self.model, self.feature_extractor, state=False, known=known)
         return CustomerModel(model, extractor, pd.concat([self._events, new], ignore_index=True), self.reader)
 
     def watch(self, events: object) -> pd.DataFrame:
-        """Compares new days with those before and with what the model said of them, see [`~evaluation.watch.watch`]: a
-        row for each day and check, and whether it is an alarm. `events` are of whole days, given as in `fit`."""
-        from .evaluation.watch import watch
+        """Compares new days with those before and with what the model said of them, see [`~past.watch`]: a row for each
+        day and check, and whether it is an alarm. `events` are of whole days, given as in `fit`."""
+        from .past import watch
 
         if (since := self._seconds(None)) is None:
             raise ValueError("The log has no times, so there is no day to watch.")
         with tempfile.TemporaryDirectory() as folder:
             return watch(self.model, self.feature_extractor, self._add(events, folder)[0], int(since))
+
+    def at(self, as_of: Time) -> "CustomerModel":
+        """The model at a time of the past: the same weights, with the counts of the events until then, which are all
+        that it knows. What is asked about a time before the log's end, as in `recommend(as_of=)`, is asked of it.
+
+        Raises:
+            ValueError: If the log has no times, or the events are not those of the model's counts.
+        """
+        if (seconds := self._seconds(as_of)) is None:
+            raise ValueError("The log has no times, so nothing was known at one.")
+        if not self._is_counted:
+            raise ValueError(
+                f"These are not the events that the model counts ({self.model.config.counted}): give those that `fit` "
+                "had, or ask at the log's end."
+            )
+        return self._at(seconds, self._predictor, state=self._predictor.head == RANKING)
+
+    def _then(self, as_of: Time, questions: Questions) -> "CustomerModel":
+        """Who answers questions at a time: this model, or that of a time of the past, where the counts hold later
+        events. A head reads none of them."""
+        predictor, seconds = self._predictor_of(questions), self._seconds(as_of)
+        is_of_head = questions.label or questions.offers is not None or questions.later_counts
+        if seconds is None or is_of_head or not predictor.knows_later(seconds) or not self._is_counted:
+            return self
+        shop_alone = questions.tasks == () and not questions.embedding
+        return self._at(seconds, predictor, questions.embedding and predictor.head == RANKING, shop_alone)
+
+    def _at(self, seconds: float, predictor: Predictor, state: bool, shop_alone: bool = False) -> "CustomerModel":
+        """The model at a time, with the counts that [`~past.Past`] makes."""
+        from .past import Past
+
+        key = int(seconds), id(predictor), state, shop_alone
+        if key not in self._past:
+            then = Past(predictor.model, predictor.extractor, self._log).at(int(seconds), state, shop_alone)
+            rows = self._customers.before([seconds + 1e-3] * len(self._customers), predictor.extractor.layout)
+            result = copy.copy(self)
+            result.model, result.feature_extractor, result._past = then.model, then.extractor, {}
+            result._predictor = result._ranker = then
+            result._first_times, result.as_of = self._first_times, EPOCH + timedelta(seconds=seconds)
+            result._customers = rows.known(then.extractor.layout.sizes)
+            self._past = {**dict([*self._past.items()][-KEPT:]), key: result}
+        return self._past[key]
+
+    @cached_property
+    def _log(self) -> PreparedData:
+        """The events as a prepared data set, in a folder that goes with it."""
+        folder = tempfile.TemporaryDirectory()
+        data = self._prepare(folder.name, self.reader.schema if self.reader else None)
+        weakref.finalize(data, folder.cleanup)
+        return data
+
+    @cached_property
+    def _is_counted(self) -> bool:
+        """Whether the events are those of the model's counts."""
+        counted, times = self.model.config.counted, self._customers.column("times")
+        is_same = self.model.config.counted_until == times.max() + 1
+        return is_same and counted.get("customers") == len(self.customers)
 
     def _add(self, events: object, folder: str) -> tuple[PreparedData, pd.DataFrame]:
         """The log with new events as a prepared data set, and these as they were read."""
@@ -281,7 +343,8 @@ class CustomerModel:
         """Explains the score of a label for a customer; see [`explain`]. The default task is the first
         one that knows the label."""
         name, seconds = self._task_of(label, task), self._seconds(as_of)
-        return explain(self._ranker.model, self.feature_extractor, self._row(customer), name, label, seconds)
+        then = self._then(as_of, Questions(tasks=[name]))
+        return explain(then._ranker.model, then.feature_extractor, then._row(customer), name, label, seconds)
 
     # --------------------------------------------------------------------------------------------------- who they are
 
@@ -316,7 +379,7 @@ class CustomerModel:
         """
         questions = Questions(forecasts=True, days=days, known=_read_known(known), discount_rate=discount_rate)
         ids, columns, _ = self._ask(customers, as_of, questions)
-        return _make_table(ids, columns)
+        return make_table(ids, columns)
 
     def cohorts(
         self, days: float = 30, weeks: int = 4, as_of: Time = None, known: object = None, discount_rate: float = 0
@@ -439,7 +502,7 @@ class CustomerModel:
         given = dict(zip(to_ids([*columns]), columns.values(), strict=True)) if columns else {}
         self._find(given)  # raises if there is no such customer
         ids, found, _ = self._ask(customers, as_of, Questions(label=True), given)
-        return _make_table(ids, found).add_prefix(PREDICTED)
+        return make_table(ids, found).add_prefix(PREDICTED)
 
     def uplift(
         self,
@@ -530,10 +593,10 @@ class CustomerModel:
             if self.reader is None or self.reader.schema.cutoffs == NO_CUTOFFS:
                 raise ValueError("Nothing says what training did not read: evaluate what `fit` returned.")
             from .evaluation.comparison import compare_with_counting, mean_values
-            from .training.counting import count_again
+            from .training.counting import Counts
 
             data = self._prepare(folder, self.reader.schema).at("test")
-            judged, extractor = count_again(self.model, self.feature_extractor, data, state=False)
+            judged, extractor = Counts(data).give(self.model, self.feature_extractor, state=False)
             results = compare_with_counting(judged, extractor, data, "test")
             table = mean_values(results, "next_visit_ndcg@10").rename_axis("method")
             table.attrs, table.columns.name = results.attrs, f"NDCG@10, {results.attrs['cases']:,} test cases"
@@ -665,6 +728,9 @@ class CustomerModel:
         was asked. `given` are further columns by customer."""
         if isinstance(customers, str) or not isinstance(customers, Iterable | None):
             raise ValueError(f"`customers` is {customers!r}, expected a list of ids: write [{customers!r}].")
+        if (then := self._then(as_of, questions)) is not self:
+            return then._ask(customers, None, questions, given)
+        questions = replace(questions, later_counts=not self._is_counted or questions.later_counts)
         asked, predictor, parts = self._check(questions, as_of), self._predictor_of(questions), []
         places = np.arange(len(self.customers)) if customers is None else self._find(dict.fromkeys(customers))
         if not len(places):
@@ -690,7 +756,8 @@ def _read_known(known: object) -> Known | None:
     return None if known is None else read_known(known)
 
 
-def _make_table(ids: Sequence[str], columns: Columns) -> pd.DataFrame:
+def make_table(ids: Sequence[str], columns: Columns) -> pd.DataFrame:
+    """A table of named numbers, a row for each customer."""
     values = {name: numbers.double().numpy() for name, numbers in columns.items()}
     return pd.DataFrame(values, pd.Index(ids, name="customer"))
 

@@ -136,10 +136,8 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
         features = [spec.to_saved(spec in schema.profile) for spec in (*schema.features, *schema.profile)]
         return cls(**values | {"features": features, "vocabularies": vocabularies, "bins": bins, "known": known})
 
-    def until(self, cutoff: str) -> "MCMFeatureExtractor":
-        """The feature extractor as it was at a cutoff: values that came later are unknown to it."""
-        if not (sizes := self.known.get(cutoff)):
-            return self
+    def until(self, sizes: Mapping[str, int]) -> "MCMFeatureExtractor":
+        """The feature extractor as it was when it had so many ids, by feature; others have all."""
         ends = {name: sizes.get(name, FIRST_VALUE_ID + len(self.vocabularies[name])) for name in self.vocabularies}
         return self.with_values({name: self.vocabularies[name][: end - FIRST_VALUE_ID] for name, end in ends.items()})
 

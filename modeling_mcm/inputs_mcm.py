@@ -256,6 +256,16 @@ class Customers(Sequence[Mapping]):
         nobody knew."""
         return close_visits(self, self.column("times") < np.asarray(times)[self.row], layout)
 
+    def known(self, sizes: Mapping[str, int]) -> "Customers":
+        """The same events for a checkpoint that has so many ids of each feature: others are unknown to it."""
+        columns = dict(self.columns)
+        for feature, size in sizes.items():
+            for name in {f"feature_{feature}", f"task_{feature}"} & columns.keys():
+                ids = columns[name]
+                if ids.max(initial=0) >= size:
+                    columns[name] = np.where(ids < size, ids, UNKNOWN_ID).astype(ids.dtype)
+        return replace(self, columns=columns, read=None)
+
     def readable(self, features: Collection[str]) -> "Customers":
         """Leaves out the events without a value in any of these features of events. A visit of which none is left is
         no visit, so the others are counted anew."""

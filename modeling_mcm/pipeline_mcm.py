@@ -73,7 +73,7 @@ class _CustomerPipeline(Pipeline):
         """What is asked with the options of a call, which go before those of the construction. Raises `ValueError` if
         one is unknown or wrong."""
         asked = {self.OPTIONS[name]: value for name, value in (self._options | self._known(options)).items()}
-        return self.predictor.check(Questions(**self.QUESTION | asked))
+        return self.predictor.check(Questions(**self.QUESTION | asked, later_counts=True))
 
     def _known(self, options: dict[str, Any]) -> dict[str, Any]:
         """The options that are given. Raises `ValueError` if one is unknown."""

@@ -27,7 +27,7 @@ from .action_inputs_mcm import EncodedActions
 from .calendar_mcm import CLOSED, Known, join_known
 from .candidates_mcm import CandidateSet, ChosenLabels, check_number
 from .configuration_mcm import FIRST_LABEL
-from .events_mcm import SECONDS_PER_DAY, Row, Time, check_keys, naming, to_number, to_text, to_values
+from .events_mcm import SECONDS_PER_DAY, Row, Time, check_keys, naming, to_iso, to_number, to_text, to_values
 from .feature_extraction_mcm import MISSING_LABEL, MCMFeatureExtractor
 from .features_mcm import LabelHistory
 from .forecaster_mcm import CHANCE, MissingForecastsError
@@ -57,6 +57,10 @@ class RankedLabel(TypedDict):
     chance: NotRequired[float]
 
 
+class LaterCountsError(ValueError):
+    """Raised where an answer about a time of the past would come from counts that hold later events."""
+
+
 class MissingHeadError(ValueError):
     """The checkpoint has no head for the question: it ranks tasks, or was fine-tuned to a label or to offers."""
 
@@ -79,6 +83,8 @@ class Questions:
         known (`dict`, *optional*): What is known of days beside `config.known`, as [`~data.read_known`] gives it.
         discount_rate (`float`, *optional*): Of a year. With .1 what comes in a year is worth 1 / 1.1 of what comes
             today, and `NAME_discounted` says what the expected visits, events and amounts are worth.
+        later_counts (`bool`): Whether an answer may be given about a time of the past by counts that hold later
+            events, with a warning: where no log is at hand to count again. It must not say how good an answer was.
         label (`bool`): Whether the label is asked for that an [`MCMForCustomerPrediction`] was fine-tuned to.
         offers (*optional*): Actions that an [`MCMForActionRecommendation`] scores: dicts with `action_id` and columns
             of the log, or [`EncodedActions`].
@@ -96,6 +102,7 @@ class Questions:
     days: Sequence[float] | None = None
     known: Known | None = None
     discount_rate: float | None = None
+    later_counts: bool = False
     label: bool = False
     offers: object = None
 
@@ -170,6 +177,7 @@ class Predictor:
         """Checks and reads questions, once for any number of customers. Raises [`MissingHeadError`] or
         [`MissingForecastsError`] if the model can't answer one, and `ValueError` if an option is wrong."""
         as_of = self.extractor.read_as_of(asked.as_of)
+        self._check_time(as_of, asked)
         tasks = [] if asked.tasks == () else self.tasks(asked.tasks)
         choice = asked.candidates, asked.exclude, asked.per_group
         if not tasks and (asked.horizon_days is not None or any(each is not None for each in choice)):
@@ -203,6 +211,24 @@ class Predictor:
             as_of, tasks, asked.k, candidates, asked.horizon_days, asked.embedding, asked.forecasts, asked.days,
             self._check_known(asked), asked.discount_rate, asked.label, actions,
         )  # fmt: skip
+
+    def knows_later(self, as_of: float | None) -> bool:
+        """Whether the counts hold events after a time, in seconds since 1970-01-01."""
+        until = self.model.config.counted_until
+        return as_of is not None and until is not None and as_of + 1 < until
+
+    def _check_time(self, as_of: float | None, asked: Questions) -> None:
+        """Raises [`LaterCountsError`], or warns where the caller allows it, if the counts hold events after `as_of`. A
+        head reads none of them."""
+        if as_of is None or not self.knows_later(as_of) or asked.label or asked.offers is not None:
+            return
+        words = (
+            f"`as_of` is {to_iso(as_of)}, and the counts hold events until {self.model.config.counted['until']}: what "
+            "came after `as_of` is in the answer."
+        )
+        if not asked.later_counts:
+            raise LaterCountsError(f"{words} Count again until then, as `CustomerModel.at` and `mcm evaluate` do.")
+        logger.warning_once(f"{words} `CustomerModel` and `mcm evaluate` count again until then.")
 
     def _check_known(self, asked: Questions) -> Known | None:
         """What is known of days, with what the config knows."""
@@ -248,11 +274,15 @@ class Predictor:
         if encoded.extractor is not own and encoded.extractor.values_digest != own.values_digest:
             raise ValueError(f"`{name}` was made for a checkpoint with other values: make another.")
 
+    def tells(self, days: float) -> bool:
+        """Whether there are forecasts of so many days."""
+        forecasts = self.model.base_model.customer_forecasts
+        return forecasts.forecaster is not None and forecasts.longest >= days
+
     @cached_property
     def tells_who_comes(self) -> bool:
         """Whether forecasts say who comes within `HORIZON_DAYS`."""
-        forecasts = self.model.base_model.customer_forecasts
-        return forecasts.forecaster is not None and forecasts.longest >= HORIZON_DAYS
+        return self.tells(HORIZON_DAYS)
 
     def find_features(
         self, tasks: Sequence[str], horizon_days: float | None, parts: Collection[str]

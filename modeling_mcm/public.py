@@ -20,12 +20,12 @@ from .candidates_mcm import CandidateSet
 from .configuration_mcm import MCMConfig
 from .customer_mcm import MCMForCustomerPrediction
 from .customer_model import CustomerModel
-from .evaluation.totals import forecast_total
 from .feature_extraction_mcm import MCMFeatureExtractor
 from .live import LiveCustomer
 from .live.explanations import explain
 from .live.similar import similar, together
 from .modeling_mcm import MCMForMultiTaskRecommendation, MCMModel, MCMPreTrainedModel
+from .past import forecast_total
 from .pipeline_mcm import (
     ActionScoresPipeline,
     CustomerEmbeddingPipeline,

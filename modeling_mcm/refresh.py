@@ -18,10 +18,9 @@ from .data.dataset import END
 from .data.guessing import READER_FILE
 from .files_mcm import read_json, write_json
 from .folders import RunError, atomic_folder, locked
-from .preparation.refresh import add_events
 from .preparation.sources import Source
 from .training.checkpoints import find_head, open_checkpoint
-from .training.counting import count_again
+from .training.counting import Counts
 from .training.resuming import LOG_FILE
 
 logger = logging.get_logger(__name__)
@@ -65,9 +64,9 @@ def refresh(
     check_vocabularies(log, extractor)
     output.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with locked(output, wait=False), atomic_folder(output) as (target, scratch):
-            add_events(base, events, target / DATA, scratch, memory_limit, described)
-            new, counted = count_again(old, extractor, PreparedData(target / DATA, END), state=False, known=known_days)
+        with locked(output, wait=False), atomic_folder(output) as (target, _):
+            counts = Counts.of(base, END).add(events, target / DATA, memory_limit=memory_limit, described=described)
+            new, counted = counts.give(old, extractor, state=False, known=known_days)
             new.save_pretrained(target)
             counted.save_pretrained(target)
             write_json(target / LOG_FILE, {"data": DATA})

@@ -53,7 +53,7 @@ from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
 from modeling_mcm.option import REQUIRED, option
 from modeling_mcm.predictor_mcm import Predictor
 from modeling_mcm.training.checkpoints import open_checkpoint
-from modeling_mcm.training.counting import count_again
+from modeling_mcm.training.counting import Counts
 from modeling_mcm.training.memory import keep_freed_memory
 
 from .arguments import command
@@ -124,7 +124,7 @@ def _open(options: EvaluationOptions, head: type[PreTrainedModel]) -> tuple[Prep
     data = PreparedData(options.data, options.cutoff)
     model, extractor = open_checkpoint(head, options.model)
     check_vocabularies(data.folder, extractor)
-    model, extractor = count_again(model, extractor, data, state=False)
+    model, extractor = Counts(data).give(model, extractor, state=False)
     return data, model.to("cuda" if torch.cuda.is_available() else "cpu"), extractor
 
 

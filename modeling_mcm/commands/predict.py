@@ -38,7 +38,7 @@ from transformers.utils import logging
 from modeling_mcm.action_mcm import MCMForActionRecommendation
 from modeling_mcm.customer_mcm import MCMForCustomerPrediction
 from modeling_mcm.data import NO_CUTOFFS, EventSchema, PreparedData, check_vocabularies, read_known, read_schema
-from modeling_mcm.data.dataset import MANIFEST_FILE
+from modeling_mcm.data.dataset import END, MANIFEST_FILE
 from modeling_mcm.extras import needs
 from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
 from modeling_mcm.folders import file_digest, lock_output
@@ -48,6 +48,7 @@ from modeling_mcm.predictor_mcm import Predictor, Questions
 from modeling_mcm.scoring import BatchScorer, ScoringJob, forecast_total, score_on_spark
 from modeling_mcm.scoring.scorer import HISTORIES, check_folder, claim, digest_tables, is_sealed
 from modeling_mcm.training.checkpoints import find_head, open_checkpoint, tensors_digest
+from modeling_mcm.training.counting import Counts
 from modeling_mcm.training.memory import keep_freed_memory
 
 from .arguments import MEMORY_LIMIT, EngineOptions, command
@@ -243,6 +244,18 @@ def _make_job(
     )
 
 
+def _count_then(
+    model: Any, extractor: MCMFeatureExtractor, job: ScoringJob, data: PreparedData, is_spark: bool
+) -> tuple[Any, MCMFeatureExtractor, ScoringJob]:
+    """The model for a job about the past: with the counts of then, if the data are the log that it counts; else it is
+    allowed to answer by later ones, with a warning. On Spark workers load it as it is."""
+    if not Predictor(model, extractor).knows_later(job.as_of):
+        return model, extractor, job
+    if is_spark or Counts.of(data, END).describe() != model.config.counted:
+        return model, extractor, replace(job, later_counts=True)
+    return *Counts.of(data, cast(int, job.as_of) + 1).give(model, extractor, state=False), job
+
+
 def run(options: PredictionOptions, engine: EngineOptions) -> str:
     """Scores the customers of the missing files; of several processes each takes its share of the files. Returns how
     many customers there are and how many files were written. A `ValueError` is raised if the options, the checkpoint
@@ -275,6 +288,7 @@ def run(options: PredictionOptions, engine: EngineOptions) -> str:
             if options.as_of is None and extractor.order is None:
                 asked = Questions(label=head is MCMForCustomerPrediction, offers=options.actions)
                 job = replace(job, as_of=cast(int, asked.at_end(_last_event(prepared)).as_of))
+            model, extractor, job = _count_then(model, extractor, job, prepared, engine.engine == "spark")
             customers = sum(shard["rows"] for shard in prepared.manifest.shards)
             if state.is_main_process:
                 data = file_digest(Path(job.data) / MANIFEST_FILE)

@@ -19,9 +19,9 @@ from pathlib import Path
 from modeling_mcm.data import PreparedData, check_vocabularies
 from modeling_mcm.data.dataset import END
 from modeling_mcm.evaluation.comparison import text_table
-from modeling_mcm.evaluation.watch import watch
 from modeling_mcm.frames import read_frame, read_reader
 from modeling_mcm.option import REQUIRED, option
+from modeling_mcm.past import watch
 from modeling_mcm.preparation.refresh import add_events
 from modeling_mcm.preparation.sources import describe
 from modeling_mcm.refresh import find_log

@@ -58,6 +58,18 @@ def to_batch(table: pa.Table) -> Customers:
     return Customers(columns, lengths.to_numpy().astype(np.int64))
 
 
+def from_batch(rows: Customers, schema: pa.Schema) -> pa.RecordBatch:
+    """The reverse of [`to_batch`]."""
+    offsets, arrays = pa.array(compute_offsets(rows.lengths), pa.int32()), []
+    for field in schema:
+        values = rows.column(field.name)
+        if field.name.startswith(PER_EVENT):
+            arrays.append(pa.ListArray.from_arrays(offsets, pa.array(values, field.type.value_type), field.type))
+        else:
+            arrays.append(pa.array(values, field.type))
+    return pa.record_batch(arrays, schema=schema)
+
+
 def load_columns(rows: datasets.Dataset, columns: Sequence[str]) -> Customers:
     """Reads some columns of prepared rows; a `ValueError` names a missing column."""
     fix = "Expected prepared rows; check the name of the task, or prepare the data again with a schema that has it."

@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import weakref
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from datetime import timedelta
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -27,8 +28,9 @@ from modeling_mcm.events_mcm import EPOCH
 from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
 from modeling_mcm.files_mcm import atomic_write, hold_part, read_json, write_json
 from modeling_mcm.folders import file_digest
+from modeling_mcm.inputs_mcm import CUSTOMER
 
-from .cases import CUTOFFS, ENDS
+from .cases import CUTOFFS, ENDS, from_batch, to_batch
 from .schema import NO_CUTOFFS, EventSchema
 
 MANIFEST_FILE = "manifest.json"
@@ -158,28 +160,53 @@ class PreparedData:
     (errors as in [`PreparedManifest.load`]), everything else when it is first used; `rows` are checked first.
 
     Args:
-        until (`str`): End of the period that a model learns or counts, "validation" or "test", the cutoffs, or `END`,
-            that of the log. Values that are new after it are unknown, and it is the validation cutoff of the rows and
-            of the schema.
+        until (`str` or `int`): End of the period that a model learns or counts: "validation" or "test", the cutoffs;
+            `END`, that of the log; or a time in seconds since 1970-01-01, before which events are read and no others.
+            Values that are new after it are unknown, and it is the validation cutoff of the rows and of the schema.
+        left_out (collection of `str`): Ids of customers whose rows are not read.
     """
 
-    def __init__(self, folder: str | Path, until: str = CUTOFFS[0]):
-        self.folder, self.manifest, self.until = Path(folder), PreparedManifest.load(folder), until
+    def __init__(self, folder: str | Path, until: str | int = CUTOFFS[0], left_out: Collection[str] = ()):
+        self.folder, self.manifest = Path(folder), PreparedManifest.load(folder)
+        self.until, self.left_out = until, frozenset(left_out)
 
-    def at(self, until: str) -> "PreparedData":
-        """The same data set, as it was known at another time."""
-        return self if until == self.until else PreparedData(self.folder, until)
+    def at(self, until: str | int, left_out: Collection[str] = ()) -> "PreparedData":
+        """The same data set, as it was known at another time, without some customers."""
+        same = until == self.until and self.left_out.issuperset(left_out)
+        return self if same else PreparedData(self.folder, until, self.left_out.union(left_out))
 
-    @property
+    @cached_property
     def known(self) -> dict[str, int]:
         """By feature the number of ids that were known, where there are more."""
-        has_none = EventSchema.from_dict(self.manifest.schema).cutoffs == NO_CUTOFFS
-        return {} if has_none else self._extractor.known.get(self.until, {})
+        if EventSchema.from_dict(self.manifest.schema).cutoffs == NO_CUTOFFS and self.until == END:
+            return {}
+        if isinstance(self.until, str):
+            return self._extractor.known.get(self.until, {})
+        return {
+            feature: size + self._count_known(feature, size, self.until)
+            for feature, size in self._extractor.known.get(CUTOFFS[0], {}).items()
+        }
+
+    def _count_known(self, feature: str, first: int, until: int) -> int:
+        """How many ids of a feature from `first` on were known at a time. Later ids are in the order in which values
+        became frequent enough, so these are the first ones."""
+        layout, column = self._extractor.layout, f"feature_{feature}"
+        token = f"feature_{self._extractor.token_type_feature}"
+        counts = np.zeros(layout.sizes[feature] - first, np.int64)
+        for shard in self.manifest.shards:
+            rows = to_batch(pq.read_table(self.folder / shard["file"], columns=["times", token, column]))
+            is_past = (rows.column("times") < until) & (rows.column(token) != layout.closing)
+            ids = rows.column(column)[is_past]
+            counts += np.bincount(ids[ids >= first] - first, minlength=len(counts))
+        least = self._extractor.schema.specs[feature].min_count
+        return int(np.append(counts < least, True).argmax())
 
     @cached_property
     def schema(self) -> EventSchema:
         """[`EventSchema`]: the event schema that it was prepared with."""
         schema = EventSchema.from_dict(self.manifest.schema)
+        if not isinstance(self.until, str):
+            return replace(schema, cutoffs=dict.fromkeys(CUTOFFS, EPOCH + timedelta(seconds=self.until)))
         if self.until == CUTOFFS[0] or isinstance(schema.cutoffs, str):
             return schema
         if schema.cutoffs == NO_CUTOFFS and self.until != END:
@@ -190,7 +217,7 @@ class PreparedData:
     @cached_property
     def extractor(self) -> MCMFeatureExtractor:
         """[`MCMFeatureExtractor`]: the feature extractor with its vocabularies and bins."""
-        return self._extractor.until(self.until) if self.known else self._extractor
+        return self._extractor.until(self.known) if self.known else self._extractor
 
     @cached_property
     def _extractor(self) -> MCMFeatureExtractor:
@@ -208,10 +235,22 @@ class PreparedData:
             with pa.OSFile(str(part / "rows.arrow"), "wb") as file, pa.ipc.new_stream(file, schema) as out:
                 for shard in self.manifest.shards:
                     for batch in pq.ParquetFile(self.folder / shard["file"]).iter_batches(BATCH):
-                        out.write_batch(cut_columns(batch, self.until, self.known))
+                        out.write_batch(self._cut(batch))
             rows = datasets.Dataset.from_file(str(part / "rows.arrow"))
             weakref.finalize(rows, _close, stack.pop_all(), os.getpid())
             return rows
+
+    def _cut(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        """Rows as they were known."""
+        if self.left_out:
+            is_left_out = pc.is_in(batch[CUSTOMER], pa.array(sorted(self.left_out), pa.string()))
+            batch = batch.filter(pc.invert(is_left_out))
+        if not isinstance(self.until, str):
+            past = to_batch(pa.Table.from_batches([batch])).before(
+                np.full(len(batch), self.until), self._extractor.layout
+            )
+            batch = from_batch(past, batch.schema)
+        return cut_columns(batch, self.until if isinstance(self.until, str) else END, self.known)
 
     def check(self) -> None:
         """Reads every byte of the shards. Raises `ValueError` if a shard is not the one that the manifest lists."""

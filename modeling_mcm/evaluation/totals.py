@@ -3,32 +3,29 @@
 """The total of a group of customers, with the errors that the same forecast made on the log's own past.
 
 Intervals of customers must not be added up: a season or a campaign moves all of them together, and no customer's
-history says by how much. So the same model forecasts the same group from earlier times, and its totals are compared
-with what came. No time is before the validation cutoff, because training has read what came before it.
+history says by how much. So the same weights forecast the same group from earlier times, each with the counts of then,
+and their totals are compared with what came. No time is before the validation cutoff: training has read what came
+before it.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
-from transformers.utils import logging
 
 from modeling_mcm.calendar_mcm import Known
-from modeling_mcm.data import PreparedData
-from modeling_mcm.data.cases import find_targets, to_batch
+from modeling_mcm.data.cases import find_targets
 from modeling_mcm.data.collator import batches_by_length
-from modeling_mcm.data.dataset import END
 from modeling_mcm.events_mcm import EPOCH, SECONDS_PER_DAY, run_starts
 from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
 from modeling_mcm.forecaster_mcm import MissingForecastsError
-from modeling_mcm.inputs_mcm import CUSTOMER, Customers
+from modeling_mcm.inputs_mcm import Customers
 from modeling_mcm.predictor_mcm import Predictor, Questions
 
-logger = logging.get_logger(__name__)
 MOST_PAST = 12  # times of the past that are tried
+PredictorAt = Callable[[int], Predictor]  # for a time in seconds since 1970-01-01
 
 
 class PastTotal(NamedTuple):
@@ -52,59 +49,8 @@ class GroupTotal(NamedTuple):
     past: tuple[PastTotal, ...]
 
 
-def forecast_total(
-    model: Any,
-    data: PreparedData,
-    quantity: str = "visits",
-    days: float = 30,
-    customers: Iterable[str] | None = None,
-    batch_size: int = 64,
-    known: Known | None = None,
-) -> GroupTotal:
-    """Forecasts what a group of customers will do in the days after a log's end.
-
-    Args:
-        model ([`MCMModel`] or a model with a head): A checkpoint that was trained on the data set.
-        data ([`PreparedData`]): A data set whose log has times and was split at dates.
-        quantity (`str`): Visits, events, or the amount.
-        days (`float`): horizon.
-        customers (`Iterable[str]`, *optional*): Ids of the group. Default: all customers.
-        batch_size (`int`): Number of customers in one batch of the model.
-        known (`dict`, *optional*): More of what is known of days; see [`Questions`].
-
-    Returns:
-        [`GroupTotal`]: the total, and `past`, latest first: the same forecast from times `days` apart, of customers
-        with an event before each.
-
-    Raises:
-        ValueError: If the log ends less than `days` after the validation cutoff, so that the error can't be known; if
-            the quantity or a customer is unknown, or the horizon is too long.
-    """
-    cutoff, data = data.schema.cutoff_seconds("validation"), data.at(END)
-    rows = to_batch(data.rows.with_format("arrow")[:])
-    times = rows.column("times")
-    if customers is not None:
-        names = np.array([*dict.fromkeys(map(str, customers))], object)
-        places = pd.Index(rows.column(CUSTOMER)).get_indexer(names)
-        if len(unknown := names[places < 0]):
-            raise ValueError(
-                f"No customer {unknown[0]!r} in the data set, nor {len(unknown) - 1} others of the group."
-            )
-        if not len(names):
-            raise ValueError("`customers` is empty: give ids, or leave it out for all customers.")
-        rows = rows.take(places)
-    weeks = np.unique((times.max() - times) // (7 * SECONDS_PER_DAY))
-    if missing := int(weeks[-1]) + 1 - len(weeks):
-        logger.warning(
-            f"The log has no event in {missing} weeks: forecasts read them as weeks without visits, and the errors of "
-            "the past may be too small or too large."
-        )
-    return total_of_rows(model, data.extractor, rows, cutoff, int(times.max()), quantity, days, batch_size, known)
-
-
 def total_of_rows(
-    model: Any,
-    extractor: MCMFeatureExtractor,
+    at: PredictorAt,
     rows: Sequence[Mapping],
     cutoff: int,
     end: int,
@@ -112,23 +58,31 @@ def total_of_rows(
     days: float = 30,
     batch_size: int = 64,
     known: Known | None = None,
+    later_counts: bool = False,
 ) -> GroupTotal:
     """Forecasts the total of the customers of some rows, of a prepared data set or of `MCMFeatureExtractor.encode`.
-    `cutoff` is the validation cutoff, and `end` the end of the log, in seconds since 1970-01-01. The result, its
-    errors and the other arguments are those of [`forecast_total`]. Times of the past are before the customers' last
-    event: nothing that came after it is known."""
-    batch = Customers.of(rows)
-    row, times = batch.row, batch.column("times")
-    starts = past_starts(model, int(times.max()), cutoff, end, quantity, days)
-    first, step = times[batch.starts], days * SECONDS_PER_DAY
-    predictor = Predictor(model, extractor)
-    amounts = sum_visits(batch, extractor, quantity)
 
-    def expect(as_of: int) -> float:
+    Args:
+        at: The predictor for a time in seconds since 1970-01-01, whose counts should hold no later event.
+        cutoff, end (`int`): The validation cutoff, and the end of the log, likewise.
+        later_counts (`bool`): As in [`Questions`].
+
+    The result, its errors and the other arguments are those of [`~past.forecast_total`]. Times of the past are
+    before the customers' last event. One whose counts can't tell the horizon is left out.
+    """
+    batch, now = Customers.of(rows), at(end)
+    row, times = batch.row, batch.column("times")
+    starts = past_starts(now.model, int(times.max()), cutoff, end, quantity, days)
+    first, step = times[batch.starts], days * SECONDS_PER_DAY
+    amounts = sum_visits(batch, now.extractor, quantity)
+
+    def expect(predictor: Predictor, as_of: int) -> float:
         """Sum of the forecast at a time over the customers with an event until then."""
         there, total = np.flatnonzero(first <= as_of), 0.0
-        asked = predictor.check(Questions(as_of, forecasts=True, days=[days], known=known))
-        for chosen in batches_by_length(batch.lengths[there], batch_size):
+        lengths = np.bincount(row[times <= as_of], minlength=len(batch))
+        questions = Questions(as_of, forecasts=True, days=[days], known=known, later_counts=later_counts)
+        asked = predictor.check(questions)
+        for chosen in batches_by_length(lengths[there], batch_size):
             columns = predictor.ask(batch.take(there[chosen]), asked)
             total += float(columns[f"{quantity}_{days:g}d"].double().sum())
         return total
@@ -138,8 +92,12 @@ def total_of_rows(
         within = (first[row] <= start) & (times > start) & (times <= start + step)
         return float(amounts[within].sum(dtype=np.float64))
 
-    past = [PastTotal(_date(start), expect(round(start)), count(start)) for start in starts]
-    return GroupTotal(_date(end), expect(end), tuple(past))
+    past = []
+    for start in starts:
+        then = at(round(start))
+        if days <= then.model.base_model.customer_forecasts.longest:
+            past.append(PastTotal(_date(start), expect(then, round(start)), count(start)))
+    return GroupTotal(_date(end), expect(now, end), tuple(past))
 
 
 def sum_visits(batch: Customers, extractor: MCMFeatureExtractor, quantity: str) -> NDArray[np.float64]:

@@ -28,8 +28,10 @@ from modeling_mcm.forecaster_mcm import CHANCE
 from modeling_mcm.inputs_mcm import Customers
 from modeling_mcm.predictor_mcm import CHANCES, RANKING, Predictor, Questions
 
+from .totals import PredictorAt
+
 ALPHA = 0.005  # probability of a false alarm on a day
-WEEKS, DAYS = 4, 28  # what is usual is of the same weekdays, or of these days; and how usual it is
+WEEK, WEEKS, DAYS = 7, 4, 28  # what is usual is of the same weekdays, or of these days; and how usual it is
 SPANS = (1, 3)  # days that are judged together
 FEWEST = 14  # days that say how far from the expected a day usually is
 OFTEN, RARELY = 0.9, 0.02  # what is exceeded on more than a tenth of the days, and should be on fewer, is no news
@@ -50,15 +52,13 @@ class Check(NamedTuple):
     expected: NDArray | None = None  # (D, V). Default: by what was observed before
 
 
-def watch(model: Any, extractor: MCMFeatureExtractor, data: PreparedData, since: int) -> pd.DataFrame:
-    """Compares the days after a model with the eight weeks before.
+def watch_days(at: PredictorAt, data: PreparedData, since: int) -> pd.DataFrame:
+    """Compares the days after a model with the eight weeks before. Each day is asked of counts that end before its
+    week, so that none has read what it is judged by.
 
     Args:
-        model ([`MCMPreTrainedModel`]): The model, which knows the log until `since`.
-        extractor ([`MCMFeatureExtractor`]): Its feature extractor.
-        data ([`PreparedData`]): The log with the new days, prepared with its values, as `mcm refresh` does.
-        since (`int`): Time of the last event that is not new, in seconds since 1970-01-01. Later days are judged, and
-            must be whole.
+        at: The predictor for a time in seconds since 1970-01-01, whose counts hold no later event.
+        data, since: as in [`~past.watch`].
 
     Returns:
         `pd.DataFrame`: a row for each day and check, with what was the least likely: `day`; `days` that end with it
@@ -68,12 +68,8 @@ def watch(model: Any, extractor: MCMFeatureExtractor, data: PreparedData, since:
     Raises:
         ValueError: If there is no new day, or less than six weeks before.
     """
-    rows = to_batch(data.rows.with_format("arrow")[:])
-    columns = {name: rows.column(name) for name in rows.columns}
-    for name, size in extractor.layout.sizes.items():  # what the model does not know
-        for column in {f"feature_{name}", f"task_{name}"} & columns.keys():
-            columns[column] = np.where(columns[column] < size, columns[column], UNKNOWN_ID)
-    rows = Customers(columns, rows.lengths)
+    extractor = at(since).extractor
+    rows = to_batch(data.rows.with_format("arrow")[:]).known(extractor.layout.sizes)
     days = rows.column("times") // SECONDS_PER_DAY
     end, last = int(days.max()) + 1, since // SECONDS_PER_DAY + 1
     start = max(int(days.min()), last - 2 * DAYS)
@@ -83,8 +79,7 @@ def watch(model: Any, extractor: MCMFeatureExtractor, data: PreparedData, since:
             f"{DAYS + FEWEST} or more: give the events of later days."
         )
     log = _Log(rows, extractor, days - start, end - start, start)
-    first_day = max(last - start - DAYS - INTERVAL, 0)
-    checks = [*log.count(), *log.ask(Predictor(model, extractor), first_day)]
+    checks = [*log.count(), *log.ask(at, last - start)]
     table = pd.concat([_judge(check, last - start) for check in checks], ignore_index=True)
     table["day"] = pd.to_datetime((table["day"] + start) * SECONDS_PER_DAY, unit="s")
     tested = table.dropna(subset="p").groupby("day")["p"].transform("size").reindex(table.index)
@@ -134,18 +129,21 @@ class _Log:
         key = np.unique(key) % (self.number * size)
         return np.bincount(key, minlength=self.number * size).reshape(self.number, size)
 
-    def ask(self, predictor: Predictor, first_day: int) -> Iterator[Check]:
-        """Asks the model before each day from `first_day` on, and counts what came of it."""
-        tasks = predictor.model.config.tasks if predictor.head == RANKING else []
+    def ask(self, at: PredictorAt, first_new: int) -> Iterator[Check]:
+        """Asks the model before each new day and those of weeks before, and counts what came of it."""
+        now, weeks = at((self.start + first_new) * SECONDS_PER_DAY - 1), -(-(DAYS + INTERVAL) // WEEK)
+        tasks = now.model.config.tasks if now.head == RANKING else []
         sample = np.random.default_rng(0).permutation(len(self.rows))[:SAMPLE]
         first, is_target = self.days[self.rows.starts], np.flatnonzero(self.is_target)
         ranges = [f"{low:g} to {high:g}" for low, high in pairwise([0.0, *EDGES, 1.0])] + ["all"]
         told, came, chances = np.zeros((3, self.number, len(ranges)))
         asked, missed = np.zeros((2, self.number, 1))
         listed, hits, hit_chances = np.zeros((3, self.number, len(tasks)))
-        for day in range(first_day, self.number):
+        for day in range(max(first_new - weeks * WEEK, 0), self.number):
+            begin = first_new - max(-(-(first_new - day) // WEEK), 0) * WEEK  # of the week; of new days the first one
+            predictor = at((self.start + max(begin, 0)) * SECONDS_PER_DAY - 1)
             known = sample[first[sample] < day]
-            if predictor.tells_who_comes and len(known):
+            if predictor.tells(INTERVAL) and len(known):
                 forecast = self._ask(predictor, known, day, forecasts=True, days=[WITHIN, INTERVAL])
                 chance = forecast[f"{CHANCE}_{WITHIN}d"]
                 is_in = np.searchsorted(EDGES, chance)[:, None] == np.arange(len(ranges))  # (B, V)
@@ -180,7 +178,8 @@ class _Log:
         as_of, parts = (self.start + day) * SECONDS_PER_DAY, []
         asked = predictor.check(Questions(as_of - 1, **questions))
         for chosen in np.split(customers, range(AT_ONCE, len(customers), AT_ONCE)):
-            batch = self.rows.take(chosen).before([as_of] * len(chosen), self.extractor.layout)
+            layout = predictor.extractor.layout
+            batch = self.rows.take(chosen).before([as_of] * len(chosen), layout).known(layout.sizes)
             parts.append(predictor.ask(batch, asked))
         return {name: np.concatenate([part[name].numpy() for part in parts]) for name in parts[0]}
 

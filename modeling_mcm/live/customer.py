@@ -278,7 +278,8 @@ class LiveCustomer(LiveHistory):
         return describe_offers(*self._ask(Questions(as_of, offers=actions)))
 
     def _ask(self, asked: Questions, label_columns: Mapping | None = None) -> tuple[Columns, CheckedQuestions]:
-        questions = self._predictor.check(replace(asked, as_of=self.read_as_of(asked.as_of)))
+        asked = replace(asked, as_of=self.read_as_of(asked.as_of), later_counts=True)
+        questions = self._predictor.check(asked)
         customers = replace(self.customers, columns=self.customers.columns | {LABEL_COLUMNS: [label_columns]})
         return self._predictor.ask(customers, questions), questions
 

@@ -51,10 +51,11 @@ from modeling_mcm.inputs_mcm import CUSTOMER, Customers
 from modeling_mcm.live.customer import LiveCustomer
 from modeling_mcm.live.explanations import visit_rhythm
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation, MCMPreTrainedModel
+from modeling_mcm.past import Past
 from modeling_mcm.predictor_mcm import PREDICTED
 from modeling_mcm.scoring.scorer import SCORES, BatchScorer, ScoringJob
 from modeling_mcm.training.checkpoints import checkpoint_digest
-from modeling_mcm.training.counting import count_again
+from modeling_mcm.training.counting import Counts
 
 from .looking_back import MONTH, PAST, Visits, list_rhythms, look_back
 
@@ -138,8 +139,9 @@ class Histories:
             raise ValueError(f"{data} has no test period: prepare it with `cutoffs`, two dates.")
         check_vocabularies(data, extractor)
         # The page marks what came true: what it shows counts the log up to the cutoff, as an evaluation does
-        self.model, self.extractor = count_again(model, extractor, prepared, state=False)
         self.as_of = prepared.schema.cutoff_seconds("test")
+        self._past = Past(*Counts(prepared).give(model, extractor, state=False), prepared)
+        self.model, self.extractor = self._past.now.model, self._past.now.extractor
         self.cutoff = to_iso(self.as_of)
         # Labels that are numbers to people say little: their tasks come last.
         self.tasks = sorted(extractor.tasks, key=lambda task: self._variety(task) == 1)
@@ -162,7 +164,7 @@ class Histories:
         scorers = {}
         for name, (head, known) in (tuned or {}).items():
             check_vocabularies(data, known)
-            scorers[name] = self._tuned_scorer(*count_again(head, known, prepared, state=False), data, actions)
+            scorers[name] = self._tuned_scorer(*Counts(prepared).give(head, known, state=False), data, actions)
         self._score_all(data, scorers)
         columns = [*self.scored]
         self.predictions = columns[columns.index(VALUE) + 1 :]
@@ -286,11 +288,13 @@ class Histories:
         for ago in sorted({0.0, *days, month * self.has_labels}):
             tasks = (self.main_task,) if self.has_labels and ago in (0, month) else ()
             as_of = int(self.as_of - ago * SECONDS_PER_DAY)
+            then = self._past.at(as_of, shop_alone=not tasks)
+            told = then.model.base_model.customer_forecasts
             job = ScoringJob(
                 str(self.model.name_or_path), data, "", tasks, LIKELIEST, False, BATCH, ROWS_AT_ONCE,
-                tuple(forecasts.names()) if days else (), as_of,
+                tuple(told.names()) if told.are_trained else (), as_of,
             )  # fmt: skip
-            scorers[ago] = BatchScorer(self.model, self.extractor, job)
+            scorers[ago] = BatchScorer(then.model, then.extractor, job)
         return scorers
 
     def _score(

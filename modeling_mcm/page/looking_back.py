@@ -80,7 +80,8 @@ def look_back(
     """What was forecast `days` before the cutoff, as `NAME_7d_ago`, and what came in these days, as `visits_in_7d`;
     NaN for customers who were not there yet. If the scorer ranks a task, lists of its labels, too (`PAST`)."""
     start, (task, *_) = scorer.job.as_of or 0, (*scorer.job.tasks, "")
-    before = rows.before([start] * len(rows), scorer.extractor.layout)
+    layout = scorer.extractor.layout
+    before = rows.before([start] * len(rows), layout).known(layout.sizes)
     told, is_known = scorer.score(before).to_pandas(), before.lengths > 0
     names = [name for name in scorer.job.forecasts if "_median" not in name and "_high" not in name]
     since = visits.table[visits.table["time"] >= start].groupby("row")[["visits", *sums]].sum()

@@ -22,7 +22,7 @@ from transformers.utils import logging
 from modeling_mcm.configuration_mcm import FIRST_VALUE_ID
 from modeling_mcm.data.cases import CUTOFFS
 from modeling_mcm.data.schema import MOST_VALUES, NO_CUTOFFS, EventSchema
-from modeling_mcm.events_mcm import PERIODS, SECONDS_PER_DAY, check_columns, to_iso
+from modeling_mcm.events_mcm import SECONDS_PER_DAY, check_columns, to_iso
 from modeling_mcm.extras import needs
 from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
 from modeling_mcm.schema_mcm import DAYS_SINCE_VISIT, NUMERIC, ONE_TOKEN_TYPE, ROWS, FeatureSpec
@@ -253,7 +253,7 @@ def fit(
                 values = fit_values(_each_value(columns[spec.name], spec), spec)
                 later: list[list[str]] = [[], []]
                 if spec in schema.features and spec != schema.token_feature:  # kinds decide what a target is
-                    later = find_later_values(events, names[spec.name], spec, len(values))
+                    later = find_later_values(events, names[spec.name], spec, len(values), schema)
                 vocabularies[spec.name] = [*values, *later[0], *later[1]]
                 for cutoff, number in zip(CUTOFFS, (len(values), len(values) + len(later[0])), strict=True):
                     if number < len(vocabularies[spec.name]):
@@ -343,21 +343,24 @@ def find_new_values(events: Table, name: str, spec: FeatureSpec, known: Sequence
     return values[: max((spec.max_values or MOST_VALUES) - len(known), 0)]
 
 
-def find_later_values(events: Table, name: str, spec: FeatureSpec, number: int) -> list[list[str]]:
+def find_later_values(
+    events: Table, name: str, spec: FeatureSpec, number: int, schema: EventSchema
+) -> list[list[str]]:
     """Finds the values of a column of events that training has not, or too rarely, beside its `number` of values:
-    those that are frequent enough by the end of period 1, and by the end of the log, the most frequent first.
-    `max_values` holds for all together."""
-    table = events.select(value=_each_value(events[name], spec), period=events.period)
-    periods = {f"until_{period}": (_.period <= period).sum() for period in range(PERIODS)}
-    counts = table.filter(table.value.notnull()).group_by("value").agg(**periods)
-    new = counts.filter((counts.until_2 >= spec.min_count) & (counts.until_0 < spec.min_count)).to_pyarrow()
-    most, later = (spec.max_values or MOST_VALUES) - number, list[list[str]]()
-    for end in ("until_1", "until_2"):  # what comes after a period has no effect on the ids before its end
-        is_known = pc.greater_equal(new[end], spec.min_count)
-        found = new.filter(is_known).sort_by([(end, "descending"), ("value", "ascending")])["value"].to_pylist()
-        later.append(found[: max(most - sum(map(len, later)), 0)])
-        new = new.filter(pc.invert(is_known))
-    return later
+    those that are frequent enough by the end of period 1, and by the end of the log, in the order in which they became
+    so: by the time of the event that made them frequent enough, and by their text. So what comes after a time has no
+    effect on the ids before it. `max_values` holds for all together."""
+    moment = events.period.cast("int64") if schema.leaves_one_out else events.second
+    table = events.select(value=_each_value(events[name], spec), period=events.period, moment=moment)
+    table = table.filter(table.value.notnull())
+    counts = table.group_by("value").agg(number=_.count(), trained=(_.period == 0).sum())
+    new = counts.filter((counts.number >= spec.min_count) & (counts.trained < spec.min_count))
+    place = ibis.row_number().over(group_by="value", order_by=["moment", "period"])
+    decisive = table.semi_join(new, "value").mutate(place=place).filter(_.place == spec.min_count - 1)
+    found = decisive.select("value", "moment", "period").to_pyarrow()
+    found = found.sort_by([("moment", "ascending"), ("value", "ascending")])
+    found = found.slice(0, max((spec.max_values or MOST_VALUES) - number, 0))
+    return [found.filter(pc.equal(found["period"], period))["value"].to_pylist() for period in (1, 2)]
 
 
 def days_between_visits(events: Table) -> FloatingValue:

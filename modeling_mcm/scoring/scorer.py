@@ -108,6 +108,7 @@ class ScoringJob:
     label_columns: str | None = None
     known: str | None = None
     discount_rate: float | None = None
+    later_counts: bool = False
 
     def __post_init__(self) -> None:
         columns = [CUSTOMER, EMBEDDING, *self.tasks, *self.forecasts]
@@ -247,6 +248,7 @@ class BatchScorer:
             days=job.forecast_days,
             known=None if job.known is None else read_known(job.known),
             discount_rate=job.discount_rate,
+            later_counts=job.later_counts,
         )
 
     def write(self, path: Path, indices: range) -> None:

@@ -9,6 +9,10 @@ used with those of the log's end.
 """
 
 import copy
+import tempfile
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -25,6 +29,7 @@ from modeling_mcm.data.dataset import END
 from modeling_mcm.embeddings_mcm import HeterogeneousEmbedding
 from modeling_mcm.events_mcm import to_iso
 from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
+from modeling_mcm.forecaster_mcm import LONGEST_RATIO
 from modeling_mcm.modeling_mcm import MCMPreTrainedModel
 from modeling_mcm.scorer_mcm import LabelScorer
 
@@ -53,72 +58,127 @@ def count_customers(
         describe_shop(model.base_model, data.extractor, prepared, cutoff)
 
 
-@torch.no_grad()
-def count_again(
-    model: Any,
-    extractor: MCMFeatureExtractor,
-    data: PreparedData,
-    state: bool = True,
-    forecasts: bool | None = None,
-    seed: int = 0,
-    known: Known | None = None,
-) -> tuple[Any, MCMFeatureExtractor]:
-    """Makes a model with the learned weights of another, and the counts of a log as it was known at a time.
+@dataclass(frozen=True)
+class Counts:
+    """All that is counted of a log until a time: the tables of the scorer, popularity, the shop with its calendar, and
+    the scale of the state. No learned number is among them.
+
+        counts = Counts.of(data, END)
+        model, extractor = counts.give(model, extractor)    # the weights of a model, with these counts
+        counts.add(events, folder)                          # of the log with one day more
+        counts.drop(["c7"])                                 # as if the customer had never been there
 
     Args:
-        model ([`MCMPreTrainedModel`]): The model, with or without a head; it stays as it is.
-        extractor ([`MCMFeatureExtractor`]): Its feature extractor.
-        data ([`PreparedData`]): The log, at that time ([`PreparedData.at`]).
-        state (`bool`): Whether the state is counted, too. A head reads the one that it was fitted to.
-        forecasts (`bool`, *optional*): Whether there are forecasts. Default: if the model has them.
-        seed (`int`): Of the sample of customers whose state is counted.
-        known (`dict`, *optional*): What is known of days, beside what the model knows.
-
-    Returns:
-        `tuple`: the model, and the feature extractor with the values that were known then.
+        data ([`PreparedData`]): The log, as it was known at that time.
     """
-    counted = copy.copy(data.extractor)
-    config = copy.deepcopy(model.config)
-    config.known = join_known(config.known, known or {})
-    config.learned_sizes = [*map(min, config.learned_sizes or config.vocabulary_sizes, counted.vocabulary_sizes)]
-    config.vocabulary_sizes, config.values_digest = counted.vocabulary_sizes, counted.values_digest
-    is_same = counted.values_digest == extractor.values_digest
-    if is_same and not known and model.config.counted == describe_counts(data):
-        return model, extractor
-    result = type(model)(config).to(model.device).eval()
-    copy_weights(model, result)
-    start_new_values(result, data)
-    if getattr(result, "scorer", None) is not None:
-        scorer, shops = cast(LabelScorer, result.scorer), list[ShopNumbers]()
-        for counts in count_labels(data, config, np.zeros(len(data.rows), np.int64)):  # all in one fold
-            scorer.tables[len(shops)].load_state_dict(counts.make_tables().state_dict())
-            shops.append(counts.shop)
-        if config.learned == SHIPPED:
-            load_network(scorer, shops)
-    return_freed_memory()
-    has_state = result.base_model.state is not None
-    if has_state:  # one of other sizes, as where nothing was learned, means nothing here
-        state |= result.base_model.state.mean.shape != model.base_model.state.mean.shape
-    has_forecasts = model.base_model.forecaster is not None if forecasts is None else forecasts
-    count_customers(result, data, seed, has_state and state, has_state and has_forecasts)
-    result.config.counted = describe_counts(data)
-    result.name_or_path = model.name_or_path
-    return result, counted
 
+    data: PreparedData
 
-def describe_counts(data: PreparedData) -> dict[str, str | int]:
-    """Says from which log a model's counts are, and until when: they hold the events before `until`, as ISO text, or
-    all but each customer's last visits."""
-    schema = data.schema
-    ends = load_columns(data.rows, ["validation_end"]).column("validation_end")
-    facts: dict[str, str | int] = {"log": schema.name, "customers": int((ends > 0).sum()), "events": int(ends.sum())}
-    if not isinstance(schema.cutoffs, str):
-        facts["until"] = to_iso(schema.cutoff_seconds("validation"))
-    elif data.until != END and schema.leaves_one_out:
-        facts["until"] = f"the {data.until} visit of each customer"
-    else:
-        facts["until"] = "the end of the log"
-    return facts
+    @classmethod
+    def of(cls, data: PreparedData, until: str | int) -> "Counts":
+        """Counts a log until a time, as [`PreparedData`] takes it."""
+        return cls(data.at(until))
+
+    @property
+    def until(self) -> int | None:
+        """The time in seconds since 1970-01-01 before which all counted events lie; None in a log without times, or
+        that leaves out each customer's last visits."""
+        schema = self.data.schema
+        return None if isinstance(schema.cutoffs, str) else schema.cutoff_seconds("validation")
+
+    def describe(self) -> dict[str, str | int]:
+        """Which log is counted, and until when: the events before `until`, as ISO text, or all but each customer's
+        last visits."""
+        data = self.data
+        ends = load_columns(data.rows, ["validation_end"]).column("validation_end")
+        facts: dict[str, str | int] = {"log": data.schema.name, "customers": int((ends > 0).sum())}
+        facts["events"] = int(ends.sum())
+        if self.until is not None:
+            facts["until"] = to_iso(self.until)
+        elif data.until != END and data.schema.leaves_one_out:
+            facts["until"] = f"the {data.until} visit of each customer"
+        else:
+            facts["until"] = "the end of the log"
+        return facts
+
+    def add(self, events: Any, folder: Path, **options: Any) -> "Counts":
+        """The counts of the log with further events, such as those of a day; they are those of counting the whole log
+        at once. The longer log is written to a new folder. Arguments and errors are those of
+        [`~preparation.refresh.add_events`]."""
+        from modeling_mcm.preparation.refresh import add_events
+
+        with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+            add_events(self.data, events, folder, Path(scratch), **options)
+        return Counts(PreparedData(folder, END, self.data.left_out))
+
+    def drop(self, customers: Collection[str]) -> "Counts":
+        """The counts without some customers: those of a log that never had them, with the same vocabularies."""
+        return Counts(self.data.at(self.data.until, customers))
+
+    @torch.no_grad()
+    def give(
+        self,
+        model: Any,
+        extractor: MCMFeatureExtractor,
+        state: bool = True,
+        forecasts: bool | None = None,
+        seed: int = 0,
+        known: Known | None = None,
+    ) -> tuple[Any, MCMFeatureExtractor]:
+        """Makes a model with the learned weights of another, and these counts.
+
+        Args:
+            model ([`MCMPreTrainedModel`]): The model, with or without a head; it stays as it is.
+            extractor ([`MCMFeatureExtractor`]): Its feature extractor.
+            state (`bool`): Whether the state is counted, too. A head reads the one that it was fitted to.
+            forecasts (`bool`, *optional*): Whether there are forecasts. Default: if the model has them.
+            seed (`int`): Of the sample of customers whose state is counted.
+            known (`dict`, *optional*): What is known of days, beside what the model knows.
+
+        Returns:
+            `tuple`: the model, and the feature extractor with the values that were known then.
+        """
+        data, facts = self.data, self.describe()
+        counted, config = data.extractor, copy.deepcopy(model.config)
+        config.known = join_known(config.known, known or {})
+        config.learned_sizes = [*map(min, config.learned_sizes or config.vocabulary_sizes, counted.vocabulary_sizes)]
+        config.vocabulary_sizes, config.values_digest = counted.vocabulary_sizes, counted.values_digest
+        is_same = counted.values_digest == extractor.values_digest
+        if is_same and not known and model.config.counted == facts:
+            return model, extractor
+        result = type(model)(config).to(model.device).eval()
+        copy_weights(model, result)
+        start_new_values(result, data)
+        if getattr(result, "scorer", None) is not None:
+            scorer, shops = cast(LabelScorer, result.scorer), list[ShopNumbers]()
+            for counts in count_labels(data, config, np.zeros(len(data.rows), np.int64)):  # all in one fold
+                scorer.tables[len(shops)].load_state_dict(counts.make_tables().state_dict())
+                shops.append(counts.shop)
+            if config.learned == SHIPPED:
+                load_network(scorer, shops)
+        return_freed_memory()
+        has_state = result.base_model.state is not None
+        if has_state:  # one of other sizes, as where nothing was learned, means nothing here
+            state |= result.base_model.state.mean.shape != model.base_model.state.mean.shape
+        has_forecasts = model.base_model.forecaster is not None if forecasts is None else forecasts
+        count_customers(result, data, seed, has_state and state, has_state and has_forecasts)
+        missed = {*model.config.forecast_days}.difference(result.config.forecast_days)
+        if window := result.config.forecast_window * (data.until == END and bool(missed)):
+            logger.warning(
+                f"There are no forecasts for {', '.join(f'{day:g}' for day in sorted(missed))} days: the longest "
+                f"horizon is {LONGEST_RATIO:g} times the {window:.1f} days of the log. Give a longer log."
+            )
+        result.config.counted = facts
+        result.name_or_path = model.name_or_path
+        return result, counted
+
+    @torch.no_grad()
+    def give_shop(self, model: Any) -> Any:
+        """A copy of a model that is asked for forecasts alone: only what they read is counted until then."""
+        result = copy.deepcopy(model)
+        count_customers(result, self.data, state=False)
+        result.config.counted = self.describe()
+        return result
 
 
 def copy_weights(model: MCMPreTrainedModel, result: MCMPreTrainedModel) -> None:

@@ -34,7 +34,7 @@ from modeling_mcm.folders import file_digest
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
 from modeling_mcm.scorer_mcm import NEXT_VISIT, QUESTIONS, LabelScorer, ScoreNetwork
 
-from .counting import count_again, describe_counts
+from .counting import Counts
 from .encoder.recipe import Recipe, make_config, recipe_for
 from .encoder.trainer import MCMTrainer
 from .labels import categorical_features, fill_label_values, popularity
@@ -314,9 +314,10 @@ def _train(
             logger.warning(warning)
     return_freed_memory()
     # What was judged was learned until the validation cutoff; what is used counts the log to its end
-    model.config.learned = {**SHIPPED} if is_shipped else describe_counts(data)
+    model.config.learned = {**SHIPPED} if is_shipped else Counts(data).describe()
     if training.should_save:
-        deployed, extractor = count_again(model, data.extractor, data.at(END), forecasts=True, seed=training.seed)
+        counts = Counts.of(data, END)
+        deployed, extractor = counts.give(model, data.extractor, forecasts=True, seed=training.seed)
         deployed.save_pretrained(str(training.output_dir))
         extractor.save_pretrained(str(training.output_dir))
         name_log(Path(str(training.output_dir)), data.folder)

@@ -24,7 +24,7 @@ from modeling_mcm.data.collator import PreparedRows, batches_by_length
 from modeling_mcm.events_mcm import SECONDS_PER_DAY, Row, select_events
 from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
 from modeling_mcm.modeling_mcm import MCMModel
-from modeling_mcm.state_mcm import GAPS, LARGEST_Z, MIN_STD, CustomerState
+from modeling_mcm.state_mcm import ANY_SILENCE, GAPS, LARGEST_Z, MIN_STD, CustomerState
 
 logger = logging.get_logger(__name__)
 TIMES = 4  # of a customer; the last one is the end of the training period
@@ -118,6 +118,7 @@ def fit_state(
     state, read = cast(CustomerState, model.state), model.config.input_features
     generator, device = np.random.default_rng(seed), state.mean.device
     state.cpu()  # counting takes many small steps, which a GPU would not make faster
+    state.longest_silence.fill_(ANY_SILENCE)  # not that of an earlier count
     most = min(MOST_CUSTOMERS, len(rows), max(MOST_NUMBERS // (TIMES * len(state.mean)), 1))
     chosen = generator.permutation(len(rows))[:MOST_LAST]
     counts, shares = torch.empty(most, TIMES, len(state.mean)), generator.random((most, TIMES - 1))

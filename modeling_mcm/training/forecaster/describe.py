@@ -15,7 +15,7 @@ from modeling_mcm.data.cases import deciding_tasks, load_columns
 from modeling_mcm.data.collator import PreparedRows, batches_by_length
 from modeling_mcm.events_mcm import SECONDS_PER_DAY
 from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
-from modeling_mcm.forecaster_mcm import LONGEST_RATIO, VisitForecaster, Visits
+from modeling_mcm.forecaster_mcm import VisitForecaster, Visits
 from modeling_mcm.modeling_mcm import MCMModel
 
 from ..state import HISTORY, pad_past
@@ -31,7 +31,7 @@ EARLIEST = 1e-3  # share of the visits before the window, which begins there: a 
 def describe_shop(model: MCMModel, extractor: MCMFeatureExtractor, rows: PreparedRows, cutoff: float | None) -> None:
     """Makes the forecaster, with the shipped weights and the statistics of the shop in the training period: those of
     all customers, or of `SHOP_CUSTOMERS` of them. A log without times, or with less than a day of visits, has no
-    forecaster. Horizons that are too long are left out of the config. The log says what there is not, and why.
+    forecaster, and a warning says why. Horizons that are too long are left out of the config.
 
     Args:
         rows ([`PreparedRows`]): The customers with an event in the training period.
@@ -75,13 +75,8 @@ def describe_shop(model: MCMModel, extractor: MCMFeatureExtractor, rows: Prepare
     moved = calendar.bend(visits.times, now, [1.0], window, config.known)[0]
     set_shop(forecaster, visits._replace(times=moved.float()), torch.zeros(len(chosen)), window)
     forecaster.to(model.device)  # it was made, and reads visits, on the CPU
-    config.forecast_window, requested = window, sorted(config.forecast_days)
+    config.forecast_window = window
     config.forecast_days = model.customer_forecasts.days
-    if missed := [f"{day:g}" for day in requested if day not in config.forecast_days]:
-        logger.warning(
-            f"There are no forecasts for {', '.join(missed)} days: the longest horizon is {LONGEST_RATIO:g} times the "
-            f"training period of {window:.1f} days. Choose a later validation cutoff."
-        )
 
 
 def count_days(visits: Visits, start: float, end: float) -> Calendar:

@@ -27,7 +27,7 @@ from modeling_mcm.folders import file_digest
 from modeling_mcm.option import REQUIRED, option
 
 from ..checkpoints import checkpoint_digest
-from ..counting import count_again
+from ..counting import Counts
 from ..descent import minimize
 from ..resuming import FINE_TUNING, Facts, begin_run, command_line, is_finished, name_log, output_folder_lock
 
@@ -203,14 +203,14 @@ def fine_tune(
             return read_json(output / FINE_TUNING)
         # What is fitted knows nothing after the validation cutoff; what is used counts the log to its end
         has_cutoffs = data.schema.cutoffs != NO_CUTOFFS
-        tuned, known = count_again(pretrained, extractor, data) if has_cutoffs else (pretrained, extractor)
+        tuned, known = Counts(data).give(pretrained, extractor) if has_cutoffs else (pretrained, extractor)
         facts = fit(tuned, known) | {
             "seed": options.seed,
             "seconds": time.monotonic() - start,
             "command": command_line(),
         }
         if has_cutoffs:
-            tuned, extractor = count_again(tuned, known, data.at(END), state=False)
+            tuned, extractor = Counts.of(data, END).give(tuned, known, state=False)
         begin_run(output, FINE_TUNING, run)  # not before, so that a refused table leaves nothing
         tuned.save_pretrained(output)
         extractor.save_pretrained(output)
