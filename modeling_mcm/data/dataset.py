@@ -246,10 +246,8 @@ class PreparedData:
             is_left_out = pc.is_in(batch[CUSTOMER], pa.array(sorted(self.left_out), pa.string()))
             batch = batch.filter(pc.invert(is_left_out))
         if not isinstance(self.until, str):
-            past = to_batch(pa.Table.from_batches([batch])).before(
-                np.full(len(batch), self.until), self._extractor.layout
-            )
-            batch = from_batch(past, batch.schema)
+            rows = to_batch(pa.Table.from_batches([batch]))
+            batch = from_batch(rows.before([self.until] * len(rows), self._extractor.layout), batch.schema)
         return cut_columns(batch, self.until if isinstance(self.until, str) else END, self.known)
 
     def check(self) -> None:

@@ -52,7 +52,7 @@ from modeling_mcm.pipeline_mcm import (
 )
 from modeling_mcm.preparation import prepare
 from modeling_mcm.refresh import refresh
-from modeling_mcm.training.counting import describe_counts
+from modeling_mcm.training.counting import Counts
 
 KNOWN_COLUMNS = ["name", "from", "to", "value"]
 AS_OF, K = "2017-12-31", 4
@@ -474,7 +474,7 @@ def ask_page(shop, question):
     if "known" in question:
         return None
     files = (str(shop.place / name) for name in ("data", "events.parquet", "profile.parquet"))
-    shop.model.config.counted = describe_counts(PreparedData(shop.place / "data", "test"))  # it has these counts
+    shop.model.config.counted = Counts(PreparedData(shop.place / "data", "test")).describe()  # it has these counts
     page = Histories(shop.model, shop.extractor, *files)
     names = (name for name in shop.histories if name != shop.newcomer)  # nobody to look back on
     return {name: flatten(ask_one(page.case(name).live, shop, question, AS_OF)) for name in names}

@@ -34,7 +34,7 @@ from modeling_mcm.scorer_mcm import (
     candidate_features,
     read_histories,
 )
-from modeling_mcm.training.counting import count_again
+from modeling_mcm.training.counting import Counts
 from modeling_mcm.training.descent import minimize
 from modeling_mcm.training.pretraining import COUNTS_ALONE, fit_counts, fit_encoder, measure_encoder, read_rows
 from modeling_mcm.training.scorer import judge
@@ -123,7 +123,7 @@ def test_a_customer_without_events_gets_what_others_begin_with(tmp_path):
     model = make_model(data)
     fit_counts(model, data)
     first = data.extractor.vocabularies["item"].index("item 0") + 2
-    again, _ = count_again(model, data.extractor, PreparedData(data.folder, "test"))  # all customers in one fold
+    again, _ = Counts(PreparedData(data.folder, "test")).give(model, data.extractor)  # all customers in one fold
     for each in (model, again):
         scores = each(**data.extractor([{"events": []}])).logits["item"][0]
         assert scores.argmax() == first
