@@ -337,8 +337,11 @@ def test_a_small_log_is_not_ranked_worse_than_by_counting(model, data):
     cases, tasks = cases_at(data, "test"), ["items", "aisle"]
     found = counting_baselines(data.rows, cases, model.config.label_sizes, COUNTING)
     found["MCM"] = rank_targets(model, data.extractor, data.rows, cases, tasks)
-    ndcg = mean_values(measure(found), "next_visit_ndcg@10")
-    assert (ndcg.loc["MCM", tasks] > ndcg.loc[[*COUNTING], tasks].max() - 0.01).all(), ndcg
+    results = measure(found)
+    ndcg = mean_values(results, "next_visit_ndcg@10")
+    for task in tasks:
+        ours, best = (results[name, task, "next_visit_ndcg@10"] for name in ("MCM", ndcg.loc[[*COUNTING], task].idxmax()))
+        assert (ours - best).mean() > -2 * (ours - best).sem(), ndcg
 
 
 # --------------------------------------------------------------------------------------------------------- the encoder
@@ -420,7 +423,7 @@ def test_an_encoder_is_measured_by_what_it_adds_to_counts(encoded, monkeypatch):
     nothing = measure(
         lambda batch: [torch.zeros(len(batch["labels"]), size) for size in model.config.label_sizes.values()]
     )
-    assert measure(lambda batch: know(model, batch, False)) == pytest.approx(nothing, rel=0.01)
+    assert measure(lambda batch: know(model, batch, False)) == pytest.approx(nothing, rel=0.02)
     assert measure(lambda batch: know(model, batch, True)) < 0.8 * nothing
     counted = measure(lambda batch: [*forward(**{k: v for k, v in batch.items() if k != "labels"}).logits.values()])
     assert counted == pytest.approx(nothing, rel=0.05)  # what counts know already
