@@ -33,9 +33,10 @@ from transformers.utils import logging
 from .calendar_mcm import Known
 from .data import NO_CUTOFFS, EventSchema, PreparedData, read_known, read_schema
 from .data.collator import batches_by_length
+from .data.dataset import END
 from .data.guess_times import warn_of_late_event
 from .data.guessing import READER_FILE, FrameReader
-from .events_mcm import EPOCH, SECONDS_PER_DAY, IntArray, Row, Time, check_columns, naming, to_ids, to_text
+from .events_mcm import EPOCH, SECONDS_PER_DAY, IntArray, Row, Time, check_columns, naming, to_ids, to_iso, to_text
 from .feature_extraction_mcm import MCMFeatureExtractor
 from .files_mcm import read_json, write_json
 from .frames import read_frame, read_reader
@@ -58,6 +59,7 @@ from .predictor_mcm import (
 
 if TYPE_CHECKING:
     from .evaluation.uplift import Uplift
+    from .training.counting import Counts
 
 logger = logging.get_logger(__name__)
 EVENTS_FILE = "events.parquet"  # in the folder of `fit`
@@ -196,12 +198,9 @@ class CustomerModel:
         """A model that knows new events, too, given as in `fit`: what it counts goes to their end, their customers and
         labels are known, and what it has learned stays. `known` are more rows of that of `fit`. Raises `ValueError` if
         there are no events."""
-        from .training.counting import Counts
-
         with tempfile.TemporaryDirectory() as folder:
-            data, new = self._add(events, folder)
-            known = _read_known(known)
-            model, extractor = Counts(data).give(self.model, self.feature_extractor, state=False, known=known)
+            counts, new = self._add(events, folder)
+            model, extractor = counts.give(self.model, self.feature_extractor, state=False, known=_read_known(known))
         return CustomerModel(model, extractor, pd.concat([self._events, new], ignore_index=True), self.reader)
 
     def watch(self, events: object) -> pd.DataFrame:
@@ -212,7 +211,7 @@ class CustomerModel:
         if (since := self._seconds(None)) is None:
             raise ValueError("The log has no times, so there is no day to watch.")
         with tempfile.TemporaryDirectory() as folder:
-            return watch(self.model, self.feature_extractor, self._add(events, folder)[0], int(since))
+            return watch(self.model, self.feature_extractor, self._add(events, folder)[0].data, int(since))
 
     def at(self, as_of: Time) -> "CustomerModel":
         """The model at a time of the past: the same weights, with the counts of the events until then, which are all
@@ -244,6 +243,8 @@ class CustomerModel:
         """The model at a time, with the counts that [`~past.Past`] makes."""
         from .past import Past
 
+        if not (self._first_times <= seconds).any():
+            raise ValueError(f"No customer has an event until {to_iso(seconds)}: give a later `as_of`.")
         key = int(seconds), id(predictor), state, shop_alone
         if key not in self._past:
             then = Past(predictor.model, predictor.extractor, self._log).at(int(seconds), state, shop_alone)
@@ -258,9 +259,15 @@ class CustomerModel:
 
     @cached_property
     def _log(self) -> PreparedData:
-        """The events as a prepared data set, in a folder that goes with it."""
+        """The events as a prepared data set of this checkpoint, in a folder that goes with it."""
+        from .preparation import prepare  # the extra `data`
+
+        schema = self.reader.schema if self.reader else read_schema(self.feature_extractor)
+        nothing = dict.fromkeys(schema.profile_columns) | {schema.customer: self.customers}  # as in `_row`
+        profile = pd.DataFrame(nothing) if schema.profile else None
         folder = tempfile.TemporaryDirectory()
-        data = self._prepare(folder.name, self.reader.schema if self.reader else None)
+        prepare(self._events, schema, folder.name, profile, self.feature_extractor, overwrite=True)
+        data = PreparedData(folder.name)
         weakref.finalize(data, folder.cleanup)
         return data
 
@@ -271,17 +278,13 @@ class CustomerModel:
         is_same = self.model.config.counted_until == times.max() + 1
         return is_same and counted.get("customers") == len(self.customers)
 
-    def _add(self, events: object, folder: str) -> tuple[PreparedData, pd.DataFrame]:
-        """The log with new events as a prepared data set, and these as they were read."""
-        from .data.dataset import END
-        from .preparation.refresh import add_events
+    def _add(self, events: object, folder: str) -> tuple["Counts", pd.DataFrame]:
+        """The counts of the log with new events, which is written into a folder, and these as they were read."""
+        from .training.counting import Counts
 
         new = read_frame(events, self.reader.schema if self.reader else None)
         new = self.reader.read(new) if self.reader else new
-        log, scratch, refreshed = (Path(folder, name) for name in ("log", "scratch", "data"))
-        scratch.mkdir()
-        add_events(self._prepare(log, self.reader.schema if self.reader else None), new, refreshed, scratch)
-        return PreparedData(refreshed, END), new
+        return Counts.of(self._log, END).add(new, Path(folder, "data")), new
 
     def __repr__(self) -> str:
         return f"{type(self).__name__} of {len(self.customers):,} customers\n{self.model.describe()}"
@@ -461,15 +464,12 @@ class CustomerModel:
         from .training.heads.finetuning import FineTuningOptions
 
         with tempfile.TemporaryDirectory() as temporary:
-            model, data, file, tuned = (
-                str(Path(temporary, name)) for name in ("model", "data", "labels.parquet", "tuned")
-            )
+            model, file, tuned = (str(Path(temporary, name)) for name in ("model", "labels.parquet", "tuned"))
             table, columns = self._read_labels(labels, label)
             table.to_parquet(file, index=False)
             self.save(model)
-            self._prepare(data, self.reader.schema if self.reader else None)
             output = str(folder or tuned)
-            training = FineTuningOptions(model, data, output, seed=options.pop("seed", 42))
+            training = FineTuningOptions(model, str(self._log.folder), output, seed=options.pop("seed", 42))
             train_to_labels(training, LabelOptions(labels=file, **columns, **options))
             if self.reader is not None:
                 write_json(Path(output, READER_FILE), self.reader.to_dict())
@@ -586,23 +586,22 @@ class CustomerModel:
         table of labels, as `finetune` takes it, beside those of a linear model of counts (days since the last event
         and the first, events, visits, distinct values, sums) that learned from the same labels, unless `save` wrote
         the model. They are too good of labels that were learned: give others."""
-        with tempfile.TemporaryDirectory() as folder:
-            if self._predictor.head == PREDICTING:
-                return self._evaluate_labels(folder, labels, label)
-            self._check_labels()
-            if self.reader is None or self.reader.schema.cutoffs == NO_CUTOFFS:
-                raise ValueError("Nothing says what training did not read: evaluate what `fit` returned.")
-            from .evaluation.comparison import compare_with_counting, mean_values
-            from .training.counting import Counts
+        if self._predictor.head == PREDICTING:
+            return self._evaluate_labels(labels, label)
+        self._check_labels()
+        if self.reader is None or self.reader.schema.cutoffs == NO_CUTOFFS:
+            raise ValueError("Nothing says what training did not read: evaluate what `fit` returned.")
+        from .evaluation.comparison import compare_with_counting, mean_values
+        from .training.counting import Counts
 
-            data = self._prepare(folder, self.reader.schema).at("test")
-            judged, extractor = Counts(data).give(self.model, self.feature_extractor, state=False)
-            results = compare_with_counting(judged, extractor, data, "test")
-            table = mean_values(results, "next_visit_ndcg@10").rename_axis("method")
-            table.attrs, table.columns.name = results.attrs, f"NDCG@10, {results.attrs['cases']:,} test cases"
-            return table
+        counts = Counts.of(self._log, "test")
+        judged, extractor = counts.give(self.model, self.feature_extractor, state=False)
+        results = compare_with_counting(judged, extractor, counts.data, "test")
+        table = mean_values(results, "next_visit_ndcg@10").rename_axis("method")
+        table.attrs, table.columns.name = results.attrs, f"NDCG@10, {results.attrs['cases']:,} test cases"
+        return table
 
-    def _evaluate_labels(self, folder: str, labels: object, label: str | None) -> pd.DataFrame:
+    def _evaluate_labels(self, labels: object, label: str | None) -> pd.DataFrame:
         from .data.labels import CLASSES, NUMBER, LabelledCustomers, make_labels
         from .evaluation.metrics import measure_labels
         from .training.heads.customer import predict, read_inputs
@@ -615,7 +614,7 @@ class CustomerModel:
         given = make_labels(table, name, customer, time, kind, self.feature_extractor.time_zone)
         if given.classes and given.classes != tuple(self.model.config.id2label.values()):
             raise ValueError(f"The labels are {given.classes}, the model's {self.model.config.id2label}: give both.")
-        customers = LabelledCustomers(self._prepare(folder).rows, given, whole=self.as_of is None)
+        customers = LabelledCustomers(self._log.at(END).rows, given, whole=self.as_of is None)
         inputs, counts = read_inputs(self.model, self.feature_extractor, customers)
         scores = {"MCM": predict(self.model, inputs)}
         if self._yardstick is not None:
@@ -652,16 +651,6 @@ class CustomerModel:
         if label is None and len(left) != 1:
             raise ValueError(f"The labels have the columns {left} besides customer and time: name one as `label`.")
         return table, {"label": label or [*left, ""][0], "customer_column": customer, "time_column": time}
-
-    def _prepare(self, folder: str | Path, schema: EventSchema | None = None) -> PreparedData:
-        """The events as a prepared data set of this checkpoint."""
-        from .preparation import prepare  # the extra `data`
-
-        schema = schema or read_schema(self.feature_extractor)
-        nothing = dict.fromkeys(schema.profile_columns) | {schema.customer: self.customers}  # as in `_row`
-        profile = pd.DataFrame(nothing) if schema.profile else None
-        prepare(self._events, schema, folder, profile, self.feature_extractor)
-        return PreparedData(folder)
 
     def _embed_before(self, customers: Sequence[str], times: NDArray | None) -> NDArray[np.float32]:
         """Embeddings `(N, S)` of customers, each a second before a time of its own `(N,)`; without times, of whole

@@ -340,7 +340,9 @@ def test_a_small_log_is_not_ranked_worse_than_by_counting(model, data):
     results = measure(found)
     ndcg = mean_values(results, "next_visit_ndcg@10")
     for task in tasks:
-        ours, best = (results[name, task, "next_visit_ndcg@10"] for name in ("MCM", ndcg.loc[[*COUNTING], task].idxmax()))
+        ours, best = (
+            results[name, task, "next_visit_ndcg@10"] for name in ("MCM", ndcg.loc[[*COUNTING], task].idxmax())
+        )
         assert (ours - best).mean() > -2 * (ours - best).sem(), ndcg
 
 
