@@ -401,6 +401,8 @@ class CustomerModel:
         """
         from .evaluation.cohorts import forecast_cohorts
 
+        if (then := self._then(as_of, Questions(forecasts=True))) is not self:
+            return then.cohorts(days, weeks, None, known, discount_rate)
         asked = self._check(Questions(forecasts=True, days=[days], discount_rate=discount_rate), as_of)
         return forecast_cohorts(
             self._customers, self.feature_extractor, self.model.base_model.select_forecasts([days]).quantities,
@@ -693,6 +695,7 @@ class CustomerModel:
     def _check(self, questions: Questions, as_of: Time) -> CheckedQuestions:
         """Questions at a time, by default at the end of the log."""
         seconds, predictor = self._seconds(as_of), self._predictor_of(questions)
+        questions = replace(questions, later_counts=questions.later_counts or not self._is_counted)
         if as_of is None and seconds is not None:
             return predictor.check(questions.at_end(seconds))
         return predictor.check(replace(questions, as_of=seconds))
@@ -719,7 +722,6 @@ class CustomerModel:
             raise ValueError(f"`customers` is {customers!r}, expected a list of ids: write [{customers!r}].")
         if (then := self._then(as_of, questions)) is not self:
             return then._ask(customers, None, questions, given)
-        questions = replace(questions, later_counts=not self._is_counted or questions.later_counts)
         asked, predictor, parts = self._check(questions, as_of), self._predictor_of(questions), []
         places = np.arange(len(self.customers)) if customers is None else self._find(dict.fromkeys(customers))
         if not len(places):
