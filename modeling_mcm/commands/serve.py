@@ -80,9 +80,8 @@ class ServeOptions:
 def look(folder: str) -> tuple:
     """What a checkpoint's folder, or the one that a link names, holds now."""
     path = Path(folder).resolve()
-    files = sorted(each for each in path.glob("[!.]*") if each.suffix in (".json", ".safetensors"))
-    facts = [each.stat() for each in files]
-    return path, files, [(each.st_ino, each.st_size, each.st_mtime_ns) for each in facts]
+    files = [(each, each.stat()) for each in path.glob("*") if each.suffix in (".json", ".safetensors")]
+    return path, {(each, facts.st_ino, facts.st_size, facts.st_mtime_ns) for each, facts in files}
 
 
 def follow_folder(api: FastAPI, folder: str, seen: tuple, seconds: float = EVERY) -> None:

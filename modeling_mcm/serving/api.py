@@ -24,6 +24,7 @@ from urllib.parse import quote, unquote
 from modeling_mcm.data.schema import example_values
 from modeling_mcm.evaluation.totals import past_starts, total_of_rows
 from modeling_mcm.extras import needs
+from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
 from modeling_mcm.files_mcm import some
 from modeling_mcm.forecaster_mcm import MissingForecastsError, UnknownDaysError
 from modeling_mcm.live.explanations import explain as explain_score
@@ -32,10 +33,10 @@ from modeling_mcm.live.similar import read_labels, similar, together
 from modeling_mcm.predictor_mcm import (
     EMBEDDING,
     OFFERING,
-    Columns,
     MissingHeadError,
     Questions,
     describe_labels,
+    describe_numbers,
     describe_offers,
 )
 from modeling_mcm.serving import answers
@@ -87,11 +88,11 @@ class Question(BaseModel, extra="forbid"):
 
 
 class CustomerIds(BaseModel, extra="forbid"):
-    customers: list[Identity] = Field(min_length=1, max_length=MOST_CUSTOMERS, examples=[["7"]])
+    customers: list[Identity] = Field(min_length=1, max_length=MOST_CUSTOMERS)
 
 
 class Group(BaseModel, extra="forbid"):
-    customers: list[Identity] = Field(min_length=1, max_length=LARGEST_GROUP, examples=[["7"]])
+    customers: list[Identity] = Field(min_length=1, max_length=LARGEST_GROUP)
     quantity: str = Field("visits", description="visits, events, or the amount.")
     days: float = Field(30, gt=0, description="Horizon.")
     as_of: str | None = Field(None, description=AS_OF)
@@ -213,7 +214,6 @@ def create_api(service: CustomerService, tokens: str, limit: float = math.inf, l
     _answer_errors(api)
     api.include_router(router, prefix="/v1", dependencies=[Depends(check_token), Depends(get_service)])
     api.add_middleware(Requests)
-    _add_examples(api)
     registry = CollectorRegistry()
     metrics = Instrumentator(should_group_status_codes=False, registry=registry).add(default(registry=registry))
     if log_requests:
@@ -235,6 +235,7 @@ def create_api(service: CustomerService, tokens: str, limit: float = math.inf, l
         check(int(time.monotonic()))
         return healthz(service)
 
+    _add_examples(api.openapi(), service.extractor)
     return api
 
 
@@ -273,30 +274,22 @@ def _answer_errors(api: FastAPI) -> None:
         return answer(422, f"The request can't be read: {some(parts)}. GET /docs says what it expects.")
 
 
-def _add_examples(api: FastAPI) -> None:
+def _add_examples(found: dict, extractor: MCMFeatureExtractor) -> None:
     """Gives /openapi.json, which needs no token, examples of the log's columns and tasks, but no value of a customer's
-    event."""
-    write = api.openapi
-
-    def write_with_examples() -> dict:
-        found, extractor = write(), api.state.service.extractor
-        columns = example_values(extractor, known=False)
-        event = ({extractor.time: "2017-03-01T18:30:00"} if extractor.time else {}) | columns
-        bodies = {
-            "/v1/events": {"events": [{"event_id": "1", "customer_id": "7", "event": event}]},
-            "/v1/offers": {"customers": ["7"], "actions": [{"action_id": "1"} | columns]},
-        }
-        for path, example in bodies.items():
-            found["paths"][path]["post"]["requestBody"]["content"]["application/json"]["example"] = example
-        examples = {"customer_id": "7", "event_id": "1", "task": extractor.tasks[0]}
-        operations = [operation for path in found["paths"].values() for operation in path.values()]
-        for parameter in [each for operation in operations for each in operation.get("parameters", ())]:
-            if parameter["name"] in examples:
-                value, is_list = examples[parameter["name"]], "'array'" in str(parameter["schema"])
-                parameter["example"] = [value] if is_list else value
-        return found
-
-    api.openapi = write_with_examples  # type: ignore[method-assign]
+    event. Every later checkpoint has the same ones."""
+    columns = example_values(extractor, known=False)
+    event = ({extractor.time: "2017-03-01T18:30:00"} if extractor.time else {}) | columns
+    bodies = {
+        "/v1/events": {"events": [{"event_id": "1", "customer_id": "7", "event": event}]},
+        "/v1/offers": {"customers": ["7"], "actions": [{"action_id": "1"} | columns]},
+    }
+    for path, example in bodies.items():
+        found["paths"][path]["post"]["requestBody"]["content"]["application/json"]["example"] = example
+    operations = [operation for path in found["paths"].values() for operation in path.values()]
+    for parameter in [each for operation in operations for each in operation.get("parameters", ())]:
+        if parameter["name"] == "task":
+            is_list = "'array'" in str(parameter["schema"])
+            parameter["example"] = extractor.tasks[:1] if is_list else extractor.tasks[0]
 
 
 # --------------------------------------------------------------------------------------------------------- changes
@@ -369,10 +362,6 @@ def embedding(service: Service, batch: One) -> answers.Embedding:
     return answers.Embedding(**batch.customers[0], embedding=columns[EMBEDDING][0].tolist())
 
 
-def _name_numbers(columns: Columns) -> dict[str, float]:
-    return {column: values.item() for column, values in columns.items()}
-
-
 @router.get("/customers/{customer_id:id}/forecast")
 def forecast(
     service: Service,
@@ -383,14 +372,14 @@ def forecast(
     """What the customer is expected to do within the next days, with intervals that hold 80% and 95% of such
     customers; 501 if the checkpoint has no forecasts, 422 if they need to know of later days than it does."""
     columns, _ = service.ask(batch, Questions(forecasts=True, days=days, discount_rate=discount_rate))
-    return answers.Forecast(**batch.customers[0], forecast=_name_numbers(columns))
+    return answers.Forecast(**batch.customers[0], forecast=describe_numbers(columns))
 
 
 @router.get("/customers/{customer_id:id}/prediction")
 def prediction(service: Service, batch: One) -> answers.Prediction:
     """What the checkpoint was fine-tuned to: the probability of each class, or the number."""
     columns, _ = service.ask(batch, Questions(label=True))
-    return answers.Prediction(**batch.customers[0], prediction=_name_numbers(columns))
+    return answers.Prediction(**batch.customers[0], prediction=describe_numbers(columns))
 
 
 @router.get("/customers/{customer_id:id}/explain")

@@ -110,7 +110,7 @@ def check_json(values: RawEvent) -> RawEvent:
 
 
 Raw = Annotated[RawEvent, AfterValidator(check_json)]
-Identity = Annotated[str, Field(min_length=1, max_length=MAX_ID, pattern=r"^[^\x00-\x1f]+$")]
+Identity = Annotated[str, Field(min_length=1, max_length=MAX_ID, pattern=r"^[^\x00-\x1f]+$", examples=["7"])]
 
 
 class Incoming(BaseModel, extra="forbid", frozen=True):
@@ -228,7 +228,8 @@ class CustomerService:
         trained_until: int | None = None,
         folder: str | None = None,
     ):
-        self.model, self.extractor, self.predictor = model, extractor, Predictor(model, extractor)
+        self.model: Any = model  # of any head
+        self.extractor, self.predictor = extractor, Predictor(model, extractor)
         self.digest = checkpoint_digest(model, extractor)
         self.store, self.clock, self.candidates, self.trained_until = store, clock, candidates, trained_until
         self._customers: dict[str, StoredCustomer] = {}  # the one that was used last is the last
