@@ -39,9 +39,8 @@ from modeling_mcm.predictor_mcm import (
     describe_numbers,
     describe_offers,
 )
-from modeling_mcm.serving import answers
 
-from .answers import ERRORS, Deleted
+from . import answers
 from .service import Batch, CustomerService, Identity, Incoming, Raw, reading_request
 from .store import ServiceError
 
@@ -159,7 +158,7 @@ async def get_service(request: Request, response: Response) -> CustomerService:
 
 
 Service = Annotated[CustomerService, Depends(get_service)]
-router = APIRouter(responses=ERRORS)
+router = APIRouter(responses=answers.ERRORS)
 
 
 def create_api(service: CustomerService, tokens: str, limit: float = math.inf, log_requests: bool = False) -> FastAPI:
@@ -308,13 +307,13 @@ def post_events(service: Service, body: Events) -> answers.Added:
 
 
 @router.delete("/customers/{customer_id:id}/events/{event_id:id}")
-def delete_event(service: Service, customer_id: Identity, event_id: Identity) -> Deleted:
+def delete_event(service: Service, customer_id: Identity, event_id: Identity) -> answers.Deleted:
     """Deletes one event. From then on all answers are those for a customer without the event."""
     return {"customer_id": customer_id, "events": service.delete(customer_id, event_id)}
 
 
 @router.delete("/customers/{customer_id:id}")
-def delete_customer(service: Service, customer_id: Identity) -> Deleted:
+def delete_customer(service: Service, customer_id: Identity) -> answers.Deleted:
     """Deletes a customer's events and profile."""
     return {"customer_id": customer_id, "events": service.delete(customer_id)}
 
