@@ -54,7 +54,7 @@ def save_together(folder: str | Path, deciding: Collection[str]) -> Iterator[Pat
         except SafetensorError as error:
             raise OSError(f"{target} can't be written ({error}), and is as it was: make room.") from error
         weights = [path for path in part.iterdir() if WEIGHT_FILES.fullmatch(path.name)]
-        if (part / CONFIG_NAME).is_file():  # it is not in a folder of an adapter alone
+        if deciding and (part / CONFIG_NAME).is_file():  # it is not in a folder of an adapter alone
             note_settings(part, deciding)
         files = sorted((path for path in part.rglob("*") if path.is_file()), key=lambda path: path.name == CONFIG_NAME)
         for path in files:

@@ -124,8 +124,6 @@ class MCMForCustomerPrediction(MCMPreTrainedModel):
         """log(1 + days) `(B, E)` from the last event of each kind until `as_of` `(B,)`, of those that are counted,
         all `(B, L)`. Of a kind that a customer never had it is the time since the first event: whose salary goes
         elsewhere is leaving. A long silence counts as in the state."""
-        if not times.shape[1]:  # nobody has an event
-            return times.new_zeros(times.shape[0], self.num_kinds)
         first = times.masked_fill(~is_counted, torch.inf).amin(1, keepdim=True)  # (B, 1)
         times = times.masked_fill(~is_counted, -torch.inf)
         latest = times.amax(1, keepdim=True)  # (B, 1)
@@ -180,18 +178,19 @@ class MCMForCustomerPrediction(MCMPreTrainedModel):
         """
         history = (input_ids, attention_mask, visit_ids, event_times, event_values, as_of)
         state = self.model(*history, parts=("embedding",)).pooler_output
-        is_counted = cast(Tensor, event_times)[:, 1:] <= (torch.inf if as_of is None else as_of[:, None])
+        times = cast(Tensor, event_times)
+        is_counted = (cast(Tensor, visit_ids) > 0) & (times <= (torch.inf if as_of is None else as_of[:, None]))
         counts = []
         for task, size in self.config.label_sizes.items():
-            ids = input_ids[:, 1:, self.config.features.index(task)]
+            ids = input_ids[..., self.config.features.index(task)]
             counts.append(sum_by_value(ids, (is_counted & (ids >= FIRST_LABEL)).float(), size))
         had, head = F.normalize(torch.cat(counts, 1).log1p()), self.prediction_head
         if label_columns is None:
             label_columns = state.new_zeros(state.shape[0], head.state.in_features - state.shape[1] - self.num_kinds)
         numbers = torch.cat([state, label_columns], 1)
         if self.num_kinds:
-            kinds = input_ids[:, 1:, self.config.features.index(cast(str, self.config.kind_feature))]
-            silences = self.measure_silences(kinds, cast(Tensor, event_times)[:, 1:], is_counted & (kinds > 0), as_of)
+            kinds = input_ids[..., self.config.features.index(cast(str, self.config.kind_feature))]
+            silences = self.measure_silences(kinds, times, is_counted & (kinds > 0), as_of)
             numbers = torch.cat([numbers, silences], 1)
         scores = head(numbers, had)
         loss = None if labels is None else self.compute_loss(scores, labels)

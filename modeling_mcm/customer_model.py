@@ -187,10 +187,11 @@ class CustomerModel:
     def save(self, folder: str | Path) -> None:
         """Saves model and feature extractor, without the events. `from_pretrained` and `load` read the folder. Raises
         `FileExistsError` if it is a file."""
+        from .training.checkpoints import save_checkpoint
+
         if Path(folder).is_file():
             raise FileExistsError(f"{folder} is a file: give the name of a folder.")
-        self.model.save_pretrained(folder)
-        self.feature_extractor.save_pretrained(folder)
+        save_checkpoint(folder, self.model, self.feature_extractor)
         if self.reader is not None:
             write_json(Path(folder, READER_FILE), self.reader.to_dict())
 

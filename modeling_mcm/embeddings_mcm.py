@@ -9,7 +9,6 @@ from functools import reduce
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .configuration_mcm import MCMConfig
@@ -121,7 +120,9 @@ def find_later(event_times: Tensor | None, as_of: Tensor) -> Tensor:
     """Says of each place `(B, L)` whether it is an event later than the time `(B,)` of its row."""
     if event_times is None:
         raise ValueError("`as_of` needs `event_times`: MCMFeatureExtractor gives them.")
-    return F.pad((event_times > as_of[:, None])[:, 1:], (1, 0))  # the start row has no time
+    is_later = event_times > as_of[:, None]
+    is_later[:, 0] = False  # the start row has no time; and a slice without it can't be exported for one event
+    return is_later
 
 
 class MCMEmbeddings(nn.Module):

@@ -26,6 +26,7 @@ from .predictor_mcm import (
     Questions,
     RankedLabel,
     describe_labels,
+    describe_numbers,
     describe_offers,
 )
 
@@ -168,7 +169,7 @@ class CustomerForecastPipeline(_CustomerPipeline):
 
     def postprocess(self, model_outputs: Columns, **asked: Any) -> dict[str, float]:
         """Converts the forecasts to numbers."""
-        return {name: value[0].item() for name, value in model_outputs.items()}
+        return describe_numbers(model_outputs)
 
 
 class PreferenceScoresPipeline(_CustomerPipeline):
@@ -212,7 +213,7 @@ class CustomerPredictionPipeline(_CustomerPipeline):
 
     def postprocess(self, model_outputs: Columns, **asked: Any) -> dict[str, float] | float:
         """Converts the prediction to numbers."""
-        values = {name: value[0].item() for name, value in model_outputs.items()}
+        values = describe_numbers(model_outputs)
         return values if len(values) > 1 else next(iter(values.values()))
 
 

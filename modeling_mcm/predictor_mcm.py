@@ -472,6 +472,11 @@ def describe_offers(columns: Columns, asked: CheckedQuestions, row: int = 0) -> 
     ]
 
 
+def describe_numbers(columns: Columns, row: int = 0) -> dict[str, float]:
+    """A customer's forecasts, or what a label is predicted to be, by name, of columns of [`Predictor.ask`]."""
+    return {name: values[row].item() for name, values in columns.items()}
+
+
 def _warn_of_empty(is_empty: Tensor | NDArray, as_of: float | None) -> None:
     if as_of is not None and bool(is_empty.any()):
         logger.warning_once(

@@ -19,7 +19,7 @@ from .data.guessing import READER_FILE
 from .files_mcm import read_json, write_json
 from .folders import RunError, atomic_folder, locked
 from .preparation.sources import Source
-from .training.checkpoints import find_head, open_checkpoint
+from .training.checkpoints import find_head, open_checkpoint, save_checkpoint
 from .training.counting import Counts
 from .training.resuming import LOG_FILE
 
@@ -67,8 +67,7 @@ def refresh(
         with locked(output, wait=False), atomic_folder(output) as (target, _):
             counts = Counts.of(base, END).add(events, target / DATA, memory_limit=memory_limit, described=described)
             new, counted = counts.give(old, extractor, state=False, known=known_days)
-            new.save_pretrained(target)
-            counted.save_pretrained(target)
+            save_checkpoint(target, new, counted)
             write_json(target / LOG_FILE, {"data": DATA})
             if Path(model, READER_FILE).is_file():
                 shutil.copy(Path(model, READER_FILE), target)

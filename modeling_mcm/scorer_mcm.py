@@ -631,11 +631,9 @@ def read_histories(config: MCMConfig, batch: Mapping[str, Tensor], tasks: Sequen
     for name in ("visit_ids", "event_times"):
         if batch.get(name) is None:
             raise ValueError(f"The scorer needs `{name}`: MCMFeatureExtractor gives them.")
-    ids = batch["input_ids"][:, 1:]  # the first row is the start row
+    ids = batch["input_ids"] * (batch["visit_ids"] > 0)[..., None]  # the start row is no event
     kinds = torch.zeros_like(ids[..., 0])
     if config.kind_feature is not None:  # values are numbered by their frequency
         kinds = (ids[..., config.features.index(config.kind_feature)] - FIRST_LABEL).clamp(min=0)
     labels = ids[..., [config.features.index(task) for task in (config.tasks if tasks is None else tasks)]]
-    return LabelHistory.from_batch(
-        labels, batch["visit_ids"][:, 1:], batch["event_times"][:, 1:], kinds, batch.get("as_of")
-    )
+    return LabelHistory.from_batch(labels, batch["visit_ids"], batch["event_times"], kinds, batch.get("as_of"))

@@ -51,7 +51,9 @@ def sum_by_value(ids: Tensor, weights: Tensor, size: int) -> Tensor:
 
 def find_events(attention_mask: Tensor) -> Tensor:
     """Says of each place `(B, L)` whether it is an event: neither the start row nor padding."""
-    return F.pad(attention_mask[:, 1:], (1, 0)).bool()
+    is_event = attention_mask > 0
+    is_event[:, 0] = False
+    return is_event
 
 
 class Exact(nn.Module):

@@ -27,24 +27,25 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers.utils import CONFIG_NAME, logging
+from transformers.utils import logging
 
 from modeling_mcm.data import PreparedData, check_vocabularies
 from modeling_mcm.extras import needs
-from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
 from modeling_mcm.option import REQUIRED, option
 from modeling_mcm.schema_mcm import check_integer
-from modeling_mcm.serving import CustomerService, EventStore, WorkerProcess, create_api
+from modeling_mcm.serving import CustomerService, EventStore, create_api
 from modeling_mcm.training.checkpoints import find_head, open_checkpoint
 
 from .arguments import command
 
 with needs("serve"):
     import uvicorn
+    from fastapi import FastAPI
 
 logger = logging.get_logger(__name__)
 TOKEN = "MCM_TOKEN"
 EVERY = 5.0  # seconds between two looks at the checkpoint's folder
+LATER = 5  # of these, after a look at one that can't be served
 
 
 @dataclass
@@ -76,26 +77,42 @@ class ServeOptions:
             raise ValueError(f"--limit is {self.limit}; give requests a second, above 0, or leave it out.")
 
 
-def follow_folder(service: CustomerService, folder: str, seconds: float = EVERY) -> None:
-    """Has a service go on with what a folder, or the folder that a link names, holds each time that this changes."""
+def look(folder: str) -> tuple:
+    """What a checkpoint's folder, or the one that a link names, holds now."""
+    path = Path(folder).resolve()
+    files = [(each, each.stat()) for each in path.glob("*") if each.suffix in (".json", ".safetensors")]
+    return path, {(each, facts.st_ino, facts.st_size, facts.st_mtime_ns) for each, facts in files}
 
-    def find() -> tuple:
-        path = Path(folder).resolve()
-        facts = (path / CONFIG_NAME).stat()  # which is written with the weights, in one file or several
-        return path, facts.st_ino, facts.st_mtime_ns
 
-    if not Path(folder).is_dir():
-        return  # a name on the Hub
-    seen = find()
+def follow_folder(api: FastAPI, folder: str, seen: tuple, seconds: float = EVERY) -> None:
+    """Has an application go on with what a folder holds, each time that this is not what was seen. What can't be
+    served, such as a folder that is being written, is tried again until it can."""
     while True:
         time.sleep(seconds)
         try:
-            if (now := find()) != seen:
+            if (now := look(folder)) != seen:
+                api.state.service = api.state.service.with_checkpoint(str(now[0]))
                 seen = now
-                service.reload(str(now[0]), isinstance(service.worker, WorkerProcess))
-                logger.warning(f"The service answers by {now[0]} now, checkpoint {service.digest[:12]}.")
-        except Exception as error:  # a folder that is being written, or is no checkpoint: the service goes on
+                logger.warning(f"The service answers by {now[0]} now, checkpoint {api.state.service.digest[:12]}.")
+        except Exception as error:
             logger.error(f"{folder} changed and can't be served, so the service goes on with what it has: {error}")
+            time.sleep(LATER * seconds)
+
+
+def open_api(options: ServeOptions, token: str) -> FastAPI:
+    """The application of a checkpoint and a store. It alone has the service: what it goes on without is freed."""
+    model, extractor = open_checkpoint(find_head(options.model), options.model)
+    schema, until = extractor.schema, None
+    columns = (schema.name, schema.customer, schema.order_column, schema.visit, schema.token_type)
+    store = EventStore(options.store, ", ".join(map(str, columns)))
+    if options.data is not None:
+        check_vocabularies(options.data, extractor)
+        until = PreparedData(options.data).schema.cutoff_seconds("validation")
+    service = CustomerService(
+        model, extractor, store, candidates=options.candidates, trained_until=until, folder=options.model
+    )
+    print(f"{options.model}: {store.count():,} customers in {store.name}", flush=True)
+    return create_api(service, token, options.limit, options.log_requests)
 
 
 @command(__doc__, ServeOptions)
@@ -109,19 +126,9 @@ def main(options: ServeOptions) -> None:
             f"{TOKEN} is not set, and every request must carry its value: export {TOKEN}=$(openssl rand -hex 16)."
         )
     torch.set_num_threads(options.threads)
-    head = find_head(options.model)
-    model, extractor = open_checkpoint(head, options.model)
-    schema = extractor.schema
-    columns = (schema.name, schema.customer, schema.order_column, schema.visit, schema.token_type)
-    store = EventStore(options.store, ", ".join(map(str, columns)))
-    service = CustomerService(model, extractor, store, candidates=options.candidates)
-    if options.data is not None:
-        check_vocabularies(options.data, extractor)
-        service.trained_until = PreparedData(options.data).schema.cutoff_seconds("validation")
-    api = create_api(service, token, options.limit, options.log_requests)
-    if head is MCMForMultiTaskRecommendation:
-        service.worker = WorkerProcess(options.model, service.digest)
-    threading.Thread(target=follow_folder, args=(service, options.model), daemon=True).start()
-    print(f"{options.model}: {store.count():,} customers in {store.name}", flush=True)
+    seen = look(options.model)
+    api = open_api(options, token)
+    if Path(options.model).is_dir():  # not a name on the Hub
+        threading.Thread(target=follow_folder, args=(api, options.model, seen), daemon=True).start()
     # The lines of requests are written as progress is.
     uvicorn.run(api, host=options.host, port=options.port, log_level="warning", server_header=False)

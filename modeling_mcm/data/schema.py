@@ -260,17 +260,17 @@ def read_schema(feature_extractor: MCMFeatureExtractor) -> EventSchema:
     return EventSchema(**values | {"tasks": schema.tasks or (schema.token_feature.name,), "cutoffs": NO_CUTOFFS})
 
 
-def example_values(extractor: MCMFeatureExtractor, profile: bool = False) -> dict:
-    """A value that the model knows for each column of an event, or of a customer's profile; without customer, time and
-    visit."""
+def example_values(extractor: MCMFeatureExtractor, profile: bool = False, known: bool = True) -> dict:
+    """A value that the model knows for each column of an event, or of a customer's profile, or one that tells nothing
+    of the log but the schema; without customer, time and visit."""
     schema = extractor.schema
     example: dict = {}
     for spec in schema.profile if profile else schema.features:
-        values: Sequence[str] = extractor.vocabularies.get(spec.name, ())
+        values: Sequence[str] = extractor.vocabularies.get(spec.name, ()) if known else ()
         if spec is schema.token_feature:
             values = schema.target_token_types or [text for text in values if text not in schema.reserved_token_types]
-        known: object = next((value for value in values if not value.startswith("[hidden ")), None)
-        if known is None:
-            known = 1 if spec.kind == NUMERIC else "1"
-        example |= dict.fromkeys(spec.columns, [known] if spec.item and spec.separator is None else known)
+        value: object = next((value for value in values if not value.startswith("[hidden ")), None)
+        if value is None:
+            value = 1 if spec.kind == NUMERIC else "1"
+        example |= dict.fromkeys(spec.columns, [value] if spec.item and spec.separator is None else value)
     return example

@@ -48,6 +48,7 @@ from modeling_mcm.predictor_mcm import (
     Questions,
     RankedLabel,
     describe_labels,
+    describe_numbers,
     describe_offers,
 )
 
@@ -250,8 +251,8 @@ class LiveCustomer(LiveHistory):
     ) -> dict[str, float]:
         """Forecasts from `as_of` on by name, as [`CustomerForecastPipeline`] returns them, whose options these are.
         Raises [`MissingForecastsError`], a `ValueError`, if the checkpoint has no trained forecasts."""
-        columns, _ = self._ask(Questions(as_of, forecasts=True, days=days, known=known, discount_rate=discount_rate))
-        return {name: value.item() for name, value in columns.items()}
+        questions = Questions(as_of, forecasts=True, days=days, known=known, discount_rate=discount_rate)
+        return describe_numbers(self._ask(questions)[0])
 
     def explain(self, task: str, label: object = None, as_of: Time = None) -> Explanation:
         """Explains the score of a label (a value of the task's feature; default: the one with the highest score) by
@@ -262,8 +263,7 @@ class LiveCustomer(LiveHistory):
         """What an [`MCMForCustomerPrediction`] was fine-tuned to: the probability of each class, or the number. As in
         training, events at `as_of` are not read. `label_columns` are the customer's further columns; of those that
         are not given the means are read. Raises [`MissingHeadError`], a `ValueError`, for another model."""
-        columns, _ = self._ask(Questions(as_of, label=True), label_columns)
-        return {name: value.item() for name, value in columns.items()}
+        return describe_numbers(self._ask(Questions(as_of, label=True), label_columns)[0])
 
     def offers(self, actions: object, as_of: Time = None) -> list[dict[str, str | float]]:
         """The outcomes of offers that are made at `as_of` (default: right after the last event), for each action a

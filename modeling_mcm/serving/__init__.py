@@ -3,7 +3,7 @@
 """A checkpoint as an HTTP service with a store of events (extra `serve`)."""
 
 from .api import create_api
-from .service import CustomerService, Incoming, WorkerProcess
+from .service import CustomerService, Incoming
 from .store import EventStore, ServiceError
 
-__all__ = ["CustomerService", "EventStore", "Incoming", "ServiceError", "WorkerProcess", "create_api"]
+__all__ = ["CustomerService", "EventStore", "Incoming", "ServiceError", "create_api"]

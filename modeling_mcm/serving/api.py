@@ -6,6 +6,7 @@
 """
 
 # FastAPI reads the annotations of functions below while they are defined: they must not become texts.
+import functools
 import hmac
 import importlib.metadata
 import json
@@ -20,10 +21,10 @@ from datetime import UTC, datetime
 from typing import Annotated
 from urllib.parse import quote, unquote
 
-from modeling_mcm.configuration_mcm import FIRST_LABEL
 from modeling_mcm.data.schema import example_values
 from modeling_mcm.evaluation.totals import past_starts, total_of_rows
 from modeling_mcm.extras import needs
+from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
 from modeling_mcm.files_mcm import some
 from modeling_mcm.forecaster_mcm import MissingForecastsError, UnknownDaysError
 from modeling_mcm.live.explanations import explain as explain_score
@@ -32,20 +33,19 @@ from modeling_mcm.live.similar import read_labels, similar, together
 from modeling_mcm.predictor_mcm import (
     EMBEDDING,
     OFFERING,
-    Columns,
     MissingHeadError,
     Questions,
     describe_labels,
+    describe_numbers,
     describe_offers,
 )
-from modeling_mcm.serving import answers
 
-from .answers import ERRORS, Deleted
-from .service import Batch, CustomerService, Incoming, Raw, reading_request
+from . import answers
+from .service import Batch, CustomerService, Identity, Incoming, Raw, reading_request
 from .store import ServiceError
 
 with needs("serve"):
-    from fastapi import APIRouter, Body, Depends, FastAPI, HTTPException, Query, Request, Response
+    from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request, Response
     from fastapi.exceptions import RequestValidationError
     from fastapi.responses import JSONResponse
     from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
@@ -87,11 +87,11 @@ class Question(BaseModel, extra="forbid"):
 
 
 class CustomerIds(BaseModel, extra="forbid"):
-    customers: list[str] = Field(min_length=1, max_length=MOST_CUSTOMERS, examples=[["7"]])
+    customers: list[Identity] = Field(min_length=1, max_length=MOST_CUSTOMERS)
 
 
 class Group(BaseModel, extra="forbid"):
-    customers: list[str] = Field(min_length=1, max_length=LARGEST_GROUP, examples=[["7"]])
+    customers: list[Identity] = Field(min_length=1, max_length=LARGEST_GROUP)
     quantity: str = Field("visits", description="visits, events, or the amount.")
     days: float = Field(30, gt=0, description="Horizon.")
     as_of: str | None = Field(None, description=AS_OF)
@@ -119,12 +119,12 @@ class RateLimit:
         return 0.0
 
 
-class Identity(StringConvertor):  # of an id in the path, which is still quoted: see `Requests`
+class QuotedId(StringConvertor):  # in the path, which is still quoted: see `Requests`
     def convert(self, value: str) -> str:
         return unquote(value)
 
 
-register_url_convertor("id", Identity())
+register_url_convertor("id", QuotedId())
 
 
 class Requests:
@@ -150,11 +150,23 @@ class Requests:
         await self.app({**scope, "path": path}, receive_part, send)
 
 
+async def get_service(request: Request, response: Response) -> CustomerService:
+    """The service of a request, the same from its begin to its end. The answer names its checkpoint."""
+    service = request.app.state.service
+    response.headers["MCM-Checkpoint"] = service.digest[:12]
+    return service
+
+
+Service = Annotated[CustomerService, Depends(get_service)]
+router = APIRouter(responses=answers.ERRORS)
+
+
 def create_api(service: CustomerService, tokens: str, limit: float = math.inf, log_requests: bool = False) -> FastAPI:
     """Makes the service's ASGI application, for uvicorn or another server.
 
     Args:
-        service ([`CustomerService`]): The service that answers the requests.
+        service ([`CustomerService`]): The service that answers the requests. `state.service` of the application is
+            the one that answers those to come: set it to go on with another checkpoint.
         tokens (`str`): The secret that a client must send, at least 16 ASCII characters; or several, with commas
             between them.
         limit (`float`): How many requests a second each token may send.
@@ -183,13 +195,10 @@ def create_api(service: CustomerService, tokens: str, limit: float = math.inf, l
             words = f"This token may send {limit:g} requests a second: wait as long as Retry-After says."
             raise HTTPException(429, words, {"Retry-After": str(math.ceil(seconds))})
 
-    async def name_checkpoint(response: Response) -> None:
-        response.headers["MCM-Checkpoint"] = service.digest[:12]
-
     @asynccontextmanager
     async def closing(api: FastAPI) -> AsyncIterator[None]:
         yield
-        service.close()
+        api.state.service.close()
 
     version, words = importlib.metadata.version("modeling-mcm"), __doc__.partition("\n\n")[0]
     api = FastAPIOffline(
@@ -200,14 +209,10 @@ def create_api(service: CustomerService, tokens: str, limit: float = math.inf, l
         lifespan=closing,
         generate_unique_id_function=lambda route: route.name,
     )
-    guarded = APIRouter(dependencies=[Depends(check_token), Depends(name_checkpoint)], responses=ERRORS)
+    api.state.service = service
     _answer_errors(api)
-    _add_changes(guarded, service)
-    for add_questions in (_add_scores, _add_customer_questions, _add_offers, _add_totals, _add_label_questions):
-        add_questions(guarded, service)
-    api.include_router(guarded, prefix="/v1")
+    api.include_router(router, prefix="/v1", dependencies=[Depends(check_token), Depends(get_service)])
     api.add_middleware(Requests)
-    _add_examples(api, service)
     registry = CollectorRegistry()
     metrics = Instrumentator(should_group_status_codes=False, registry=registry).add(default(registry=registry))
     if log_requests:
@@ -215,16 +220,21 @@ def create_api(service: CustomerService, tokens: str, limit: float = math.inf, l
     metrics.instrument(api).expose(api, dependencies=[Depends(check_token)])
 
     @api.get("/healthz")
-    def healthz() -> answers.Health:
+    def healthz(service: Service) -> answers.Health:
         """Says that the process runs; needs no token."""
         return {"status": "ok", "checkpoint": service.digest[:12]}
 
-    @api.get("/readyz")
-    def readyz() -> answers.Health:
-        """Says whether the service can answer requests; needs no token."""
-        service.check()
-        return healthz()
+    @functools.lru_cache(1)  # whoever asks and how often: it takes the lock of writers
+    def check(second: int) -> None:
+        api.state.service.check()
 
+    @api.get("/readyz")
+    def readyz(service: Service) -> answers.Health:
+        """Says whether the service can answer requests, as of this second; needs no token."""
+        check(int(time.monotonic()))
+        return healthz(service)
+
+    _add_examples(api.openapi(), service.extractor)
     return api
 
 
@@ -263,184 +273,184 @@ def _answer_errors(api: FastAPI) -> None:
         return answer(422, f"The request can't be read: {some(parts)}. GET /docs says what it expects.")
 
 
-def _add_examples(api: FastAPI, service: CustomerService) -> None:
-    """Gives parameters of /openapi.json values that the checkpoint knows."""
-    task, write = service.model.config.tasks[0], api.openapi
-    own, values = service.extractor.own_ids(task), service.extractor.vocabularies[task]
-    label = next((value for number, value in enumerate(values, FIRST_LABEL) if number not in own), "")
-    examples = {"customer_id": "7", "event_id": "1", "task": task, "label": label}
-
-    def write_with_examples() -> dict:
-        found = write()
-        operations = [operation for path in found["paths"].values() for operation in path.values()]
-        for parameter in [each for operation in operations for each in operation.get("parameters", ())]:
-            if parameter["name"] in examples:
-                value, is_list = examples[parameter["name"]], "'array'" in str(parameter["schema"])
-                parameter["example"] = [value] if is_list else value
-        return found
-
-    api.openapi = write_with_examples  # type: ignore[method-assign]
-
-
-def _add_changes(api: APIRouter, service: CustomerService) -> None:
-    event = {service.extractor.time: "2017-03-01T18:30:00"} if service.extractor.time else {}
-    event |= example_values(service.extractor)
-    example = {"events": [{"event_id": "1", "customer_id": "7", "event": event}]}
-
-    @api.post("/events")
-    def post_events(body: Annotated[Events, Body(examples=[example])]) -> answers.Added:
-        """Stores the events of one or more customers, all of them or none.
-
-        An event is identified by its customer and its event_id. If it is sent again it changes nothing, nor does a
-        profile beside it; with other contents it is refused (409). After an answer with 200 the events are on the
-        disk. `late` names customers of whom an event belongs before their last visit; the answers are as if it had
-        come in time. `unknown_values` are those that the checkpoint does not know; they count as one value.
-        """
-        return service.add(body.events)
-
-    @api.delete("/customers/{customer_id:id}/events/{event_id:id}")
-    def delete_event(customer_id: str, event_id: str) -> Deleted:
-        """Deletes one event. From then on all answers are those for a customer without the event."""
-        service.store.delete_event(customer_id, event_id)
-        return {"customer_id": customer_id, "events": 1}
-
-    @api.delete("/customers/{customer_id:id}")
-    def delete_customer(customer_id: str) -> Deleted:
-        """Deletes a customer's events and profile."""
-        return {"customer_id": customer_id, "events": service.store.delete_customer(customer_id)}
+def _add_examples(found: dict, extractor: MCMFeatureExtractor) -> None:
+    """Gives /openapi.json, which needs no token, examples of the log's columns and tasks, but no value of a customer's
+    event. Every later checkpoint has the same ones."""
+    columns = example_values(extractor, known=False)
+    event = ({extractor.time: "2017-03-01T18:30:00"} if extractor.time else {}) | columns
+    bodies = {
+        "/v1/events": {"events": [{"event_id": "1", "customer_id": "7", "event": event}]},
+        "/v1/offers": {"customers": ["7"], "actions": [{"action_id": "1"} | columns]},
+    }
+    for path, example in bodies.items():
+        found["paths"][path]["post"]["requestBody"]["content"]["application/json"]["example"] = example
+    operations = [operation for path in found["paths"].values() for operation in path.values()]
+    for parameter in [each for operation in operations for each in operation.get("parameters", ())]:
+        if parameter["name"] == "task":
+            is_list = "'array'" in str(parameter["schema"])
+            parameter["example"] = extractor.tasks[:1] if is_list else extractor.tasks[0]
 
 
-def _add_scores(api: APIRouter, service: CustomerService) -> None:
-    def answer_scores(batch: Batch, asked: Question) -> list[answers.Scores]:
-        with reading_request():
-            predictor = service.predictor
-            tasks = tuple(predictor.tasks(asked.task))
-            chosen = service.candidate_set(
-                predictor, tasks, tuple(asked.candidate), tuple(asked.exclude) or None, asked.per_group
-            )
-        wanted = Questions(tasks=tasks, k=asked.k, candidates=chosen, horizon_days=asked.horizon_days)
-        columns, questions = service.ask(batch, wanted, predictor)
-        return [
-            answers.Scores(**customer, tasks=describe_labels(columns, questions, row))
-            for row, customer in enumerate(batch.customers)
-        ]
-
-    @api.get("/customers/{customer_id:id}/scores")
-    def scores(customer_id: str, asked: Annotated[Question, Query()]) -> answers.Scores:
-        """The candidates that the customer is most likely to choose next, best first, with their probabilities among
-        the candidates."""
-        return answer_scores(service.read([customer_id], asked.as_of), asked)[0]
-
-    @api.post("/scores")
-    def many_scores(body: CustomerIds, asked: Annotated[Question, Query()]) -> answers.ManyScores:
-        """The same for many customers; `unknown` are those without an event."""
-        batch = service.read(body.customers, asked.as_of, may_be_unknown=True)
-        return {"customers": answer_scores(batch, asked), "unknown": batch.unknown}
+# --------------------------------------------------------------------------------------------------------- changes
 
 
-def _add_customer_questions(api: APIRouter, service: CustomerService) -> None:
-    def read_one(customer_id: str, as_of: AsOf = None) -> Batch:
-        return service.read([customer_id], as_of)
+@router.post("/events")
+def post_events(service: Service, body: Events) -> answers.Added:
+    """Stores the events of one or more customers, all of them or none.
 
-    One = Annotated[Batch, Depends(read_one)]
-
-    @api.get("/customers/{customer_id:id}/embedding")
-    def embedding(batch: One) -> answers.Embedding:
-        """The customer embedding."""
-        columns, _ = service.ask(batch, Questions(embedding=True))
-        return answers.Embedding(**batch.customers[0], embedding=columns[EMBEDDING][0].tolist())
-
-    def name_numbers(columns: Columns) -> dict[str, float]:
-        return {column: values.item() for column, values in columns.items()}
-
-    @api.get("/customers/{customer_id:id}/forecast")
-    def forecast(
-        batch: One,
-        days: Annotated[list[float] | None, Query(description="Horizons. Those of the checkpoint by default.")] = None,
-        discount_rate: Annotated[float | None, Query(description="Of a year. Adds what means are worth now.")] = None,
-    ) -> answers.Forecast:
-        """What the customer is expected to do within the next days, with intervals that hold 80% and 95% of such
-        customers; 501 if the checkpoint has no forecasts, 422 if they need to know of later days than it does."""
-        columns, _ = service.ask(batch, Questions(forecasts=True, days=days, discount_rate=discount_rate))
-        return answers.Forecast(**batch.customers[0], forecast=name_numbers(columns))
-
-    @api.get("/customers/{customer_id:id}/prediction")
-    def prediction(batch: One) -> answers.Prediction:
-        """What the checkpoint was fine-tuned to: the probability of each class, or the number."""
-        columns, _ = service.ask(batch, Questions(label=True))
-        return answers.Prediction(**batch.customers[0], prediction=name_numbers(columns))
-
-    @api.get("/customers/{customer_id:id}/explain")
-    def explain(
-        batch: One,
-        task: str,
-        label: Annotated[str | None, Query(description="The best one by default.")] = None,
-        visits: Annotated[int, Query(ge=0, le=MOST_LABELS, description="Visits that matter most.")] = 10,
-    ) -> answers.Explained:
-        """Why a label has its score: what its chance would be without each past visit. A few are computed at a
-        time; for more the answer is 503."""
-        with reading_request():
-            service.predictor.tasks([task])
-            if label is not None:
-                find_label(service.extractor, task, label)
-        explanation = service.worker(explain_score, batch.rows[0], task, label, batch.as_of, MOST_VISITS)
-        explanation = replace(explanation, visits=explanation.visits[:visits])
-        return answers.Explained(**batch.customers[0], explanation=explanation)
+    An event is identified by its customer and its event_id. If it is sent again it changes nothing, nor does a
+    profile beside it; with other contents it is refused (409). After an answer with 200 the events are on the
+    disk. `late` names customers of whom an event belongs before their last visit; the answers are as if it had
+    come in time. `unknown_values` are those that the checkpoint does not know; they count as one value.
+    """
+    return service.add(body.events)
 
 
-def _add_offers(api: APIRouter, service: CustomerService) -> None:
-    extractor, predictor = service.extractor, service.predictor
-    example = {"customers": ["7"], "actions": [{"action_id": "1"} | example_values(extractor)]}
-
-    @api.post("/offers")
-    def offers(body: Annotated[Offered, Body(examples=[example])], as_of: AsOf = None) -> answers.ManyOffers:
-        """How likely each customer takes each action, if the checkpoint was fine-tuned to offers: the probability of
-        each outcome. Of an action with several times the version of `as_of` counts, by default the latest. `unknown`
-        are the customers without an event, and `unknown_values` those of the actions that the checkpoint does not
-        know; they count as one value."""
-        predictor.check_head(OFFERING)
-        batch = service.read(body.customers, as_of, may_be_unknown=True)
-        columns, questions = service.ask(batch, Questions(offers=body.actions))
-        customers = [
-            answers.Offers(**customer, offers=describe_offers(columns, questions, row))
-            for row, customer in enumerate(batch.customers)
-        ]
-        unknown_values = service.unknown_values(body.actions)
-        return {"customers": customers, "unknown": batch.unknown, "unknown_values": unknown_values}
+@router.delete("/customers/{customer_id:id}/events/{event_id:id}")
+def delete_event(service: Service, customer_id: Identity, event_id: Identity) -> answers.Deleted:
+    """Deletes one event. From then on all answers are those for a customer without the event."""
+    return {"customer_id": customer_id, "events": service.delete(customer_id, event_id)}
 
 
-def _add_totals(api: APIRouter, service: CustomerService) -> None:
-    @api.post("/totals")
-    def totals(body: Group) -> answers.Total:
-        """What the customers of a group are expected to do in all, and how wrong the same forecast was from earlier
-        times. A few are computed at a time; for more the answer is 503."""
-        if service.trained_until is None:
-            raise HTTPException(501, "The service was started without --data: it can't tell what training has read.")
-        batch = service.read(body.customers, body.as_of)
-        latest = max(int(row["times"].max()) for row in batch.rows)
-        end = latest if batch.as_of is None else int(batch.as_of)
-        asked = service.trained_until, end, body.quantity, body.days
-        with reading_request():
-            past_starts(service.model, latest, *asked)
-        total = service.worker(total_of_rows, batch.rows, *asked)
-        past = [each._asdict() | {"error": each.error if each.actual else None} for each in total.past]
-        about = {"customers": len(batch.rows), "quantity": body.quantity, "days": body.days, "past": past}
-        return total._asdict() | about
+@router.delete("/customers/{customer_id:id}")
+def delete_customer(service: Service, customer_id: Identity) -> answers.Deleted:
+    """Deletes a customer's events and profile."""
+    return {"customer_id": customer_id, "events": service.delete(customer_id)}
 
 
-def _add_label_questions(api: APIRouter, service: CustomerService) -> None:
-    model, extractor = service.predictor.model, service.extractor
+# ----------------------------------------------------------------------------------------- questions of customers
 
-    @api.get("/labels/similar")
-    def similar_labels(task: str, label: str, k: Count = 10) -> answers.Labels:
-        """The labels that are most like a label, best first."""
-        with reading_request():
-            read_labels(model, extractor, task, [label])
-        return {"task": task, "labels": similar(model, extractor, task, label, k)}
 
-    @api.get("/labels/together")
-    def labels_together(task: str, label: Annotated[list[str], Query()], k: Count = 10) -> answers.Labels:
-        """The labels that go with some labels, such as those of a basket, best first."""
-        with reading_request():
-            read_labels(model, extractor, task, label)
-        return {"task": task, "labels": together(model, extractor, task, label, k)}
+def _read_one(service: Service, customer_id: Identity, as_of: AsOf = None) -> Batch:
+    return service.read([customer_id], as_of)
+
+
+One = Annotated[Batch, Depends(_read_one)]
+
+
+def _answer_scores(service: CustomerService, batch: Batch, asked: Question) -> list[answers.Scores]:
+    with reading_request():
+        tasks = tuple(service.predictor.tasks(asked.task))
+        chosen = service.candidate_set(tasks, tuple(asked.candidate), tuple(asked.exclude) or None, asked.per_group)
+    wanted = Questions(tasks=tasks, k=asked.k, candidates=chosen, horizon_days=asked.horizon_days)
+    columns, questions = service.ask(batch, wanted)
+    return [
+        answers.Scores(**customer, tasks=describe_labels(columns, questions, row))
+        for row, customer in enumerate(batch.customers)
+    ]
+
+
+@router.get("/customers/{customer_id:id}/scores")
+def scores(service: Service, customer_id: Identity, asked: Annotated[Question, Query()]) -> answers.Scores:
+    """The candidates that the customer is most likely to choose next, best first, with their probabilities among
+    the candidates."""
+    return _answer_scores(service, service.read([customer_id], asked.as_of), asked)[0]
+
+
+@router.post("/scores")
+def many_scores(service: Service, body: CustomerIds, asked: Annotated[Question, Query()]) -> answers.ManyScores:
+    """The same for many customers; `unknown` are those without an event."""
+    batch = service.read(body.customers, asked.as_of, may_be_unknown=True)
+    return {"customers": _answer_scores(service, batch, asked), "unknown": batch.unknown}
+
+
+@router.get("/customers/{customer_id:id}/embedding")
+def embedding(service: Service, batch: One) -> answers.Embedding:
+    """The customer embedding."""
+    columns, _ = service.ask(batch, Questions(embedding=True))
+    return answers.Embedding(**batch.customers[0], embedding=columns[EMBEDDING][0].tolist())
+
+
+@router.get("/customers/{customer_id:id}/forecast")
+def forecast(
+    service: Service,
+    batch: One,
+    days: Annotated[list[float] | None, Query(description="Horizons. Those of the checkpoint by default.")] = None,
+    discount_rate: Annotated[float | None, Query(description="Of a year. Adds what means are worth now.")] = None,
+) -> answers.Forecast:
+    """What the customer is expected to do within the next days, with intervals that hold 80% and 95% of such
+    customers; 501 if the checkpoint has no forecasts, 422 if they need to know of later days than it does."""
+    columns, _ = service.ask(batch, Questions(forecasts=True, days=days, discount_rate=discount_rate))
+    return answers.Forecast(**batch.customers[0], forecast=describe_numbers(columns))
+
+
+@router.get("/customers/{customer_id:id}/prediction")
+def prediction(service: Service, batch: One) -> answers.Prediction:
+    """What the checkpoint was fine-tuned to: the probability of each class, or the number."""
+    columns, _ = service.ask(batch, Questions(label=True))
+    return answers.Prediction(**batch.customers[0], prediction=describe_numbers(columns))
+
+
+@router.get("/customers/{customer_id:id}/explain")
+def explain(
+    service: Service,
+    batch: One,
+    task: str,
+    label: Annotated[str | None, Query(description="The best one by default.")] = None,
+    visits: Annotated[int, Query(ge=0, le=MOST_LABELS, description="Visits that matter most.")] = 10,
+) -> answers.Explained:
+    """Why a label has its score: what its chance would be without each past visit. A few are computed at a
+    time; for more the answer is 503."""
+    with reading_request():
+        service.predictor.tasks([task])
+        if label is not None:
+            find_label(service.extractor, task, label)
+    explanation = service.worker(explain_score, batch.rows[0], task, label, batch.as_of, MOST_VISITS)
+    explanation = replace(explanation, visits=explanation.visits[:visits])
+    return answers.Explained(**batch.customers[0], explanation=explanation)
+
+
+@router.post("/offers")
+def offers(service: Service, body: Offered, as_of: AsOf = None) -> answers.ManyOffers:
+    """How likely each customer takes each action, if the checkpoint was fine-tuned to offers: the probability of
+    each outcome. Of an action with several times the version of `as_of` counts, by default the latest. `unknown`
+    are the customers without an event, and `unknown_values` those of the actions that the checkpoint does not
+    know; they count as one value."""
+    service.predictor.check_head(OFFERING)
+    batch = service.read(body.customers, as_of, may_be_unknown=True)
+    columns, questions = service.ask(batch, Questions(offers=body.actions))
+    customers = [
+        answers.Offers(**customer, offers=describe_offers(columns, questions, row))
+        for row, customer in enumerate(batch.customers)
+    ]
+    unknown_values = service.unknown_values(body.actions)
+    return {"customers": customers, "unknown": batch.unknown, "unknown_values": unknown_values}
+
+
+@router.post("/totals")
+def totals(service: Service, body: Group) -> answers.Total:
+    """What the customers of a group are expected to do in all, and how wrong the same forecast was from earlier
+    times. A few are computed at a time; for more the answer is 503."""
+    if service.trained_until is None:
+        raise HTTPException(501, "The service was started without --data: it can't tell what training has read.")
+    batch = service.read(body.customers, body.as_of)
+    latest = max(int(row["times"].max()) for row in batch.rows)
+    end = latest if batch.as_of is None else int(batch.as_of)
+    asked = service.trained_until, end, body.quantity, body.days
+    with reading_request():
+        past_starts(service.model, latest, *asked)
+    total = service.worker(total_of_rows, batch.rows, *asked)
+    past = [each._asdict() | {"error": each.error if each.actual else None} for each in total.past]
+    about = {"customers": len(batch.rows), "quantity": body.quantity, "days": body.days, "past": past}
+    return total._asdict() | about
+
+
+# -------------------------------------------------------------------------------------------- questions of labels
+
+
+@router.get("/labels/similar")
+def similar_labels(service: Service, task: str, label: str, k: Count = 10) -> answers.Labels:
+    """The labels that are most like a label, best first."""
+    with reading_request():
+        read_labels(service.model, service.extractor, task, [label])
+    return {"task": task, "labels": similar(service.model, service.extractor, task, label, k)}
+
+
+@router.get("/labels/together")
+def labels_together(
+    service: Service, task: str, label: Annotated[list[str], Query()], k: Count = 10
+) -> answers.Labels:
+    """The labels that go with some labels, such as those of a basket, best first."""
+    with reading_request():
+        read_labels(service.model, service.extractor, task, label)
+    return {"task": task, "labels": together(service.model, service.extractor, task, label, k)}

@@ -18,11 +18,12 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -109,7 +110,7 @@ def check_json(values: RawEvent) -> RawEvent:
 
 
 Raw = Annotated[RawEvent, AfterValidator(check_json)]
-Identity = Annotated[str, Field(min_length=1, max_length=MAX_ID, pattern=r"^[^\x00-\x1f]+$")]
+Identity = Annotated[str, Field(min_length=1, max_length=MAX_ID, pattern=r"^[^\x00-\x1f]+$", examples=["7"])]
 
 
 class Incoming(BaseModel, extra="forbid", frozen=True):
@@ -126,7 +127,8 @@ class Incoming(BaseModel, extra="forbid", frozen=True):
 
 
 class WorkerProcess:
-    """A process that computes slow answers with the lowest priority.
+    """A process that computes slow answers with the lowest priority. It ends when this object is closed or no longer
+    used, and when the service ends, however that ends.
 
     Args:
         folder (`str`): Checkpoint, which the process opens itself.
@@ -141,10 +143,9 @@ class WorkerProcess:
 
     def _start(self) -> ProcessPoolExecutor:
         context = multiprocessing.get_context("spawn")
-        pool = ProcessPoolExecutor(1, context, _open, (*self._checkpoint, torch.get_num_threads()))
-        others = multiprocessing.active_children()
+        ended, self._alive = context.Pipe(duplex=False)  # nobody writes: the process reads its end
+        pool = ProcessPoolExecutor(1, context, _open, (ended, *self._checkpoint, torch.get_num_threads()))
         pool.submit(os.getpid)  # starts the process now, so that the first call need not wait for it
-        self._processes = [process for process in multiprocessing.active_children() if process not in others]
         return pool
 
     def __call__(self, function: Callable[..., Any], *values: object) -> Any:
@@ -166,32 +167,29 @@ class WorkerProcess:
         finally:
             self._free.release()
 
-    def close(self, now: bool = False) -> None:
-        """Stops the process after what it computes, or now."""
-        for process in self._processes if now else ():
-            process.kill()
+    def close(self) -> None:
+        """Stops the process, also in what it computes."""
+        self._alive.close()
         self._pool.shutdown(cancel_futures=True)
 
 
 _checkpoint: tuple = ()  # model and feature extractor of this process
 
 
-def _open(folder: str, digest: str, threads: int) -> None:
-    """What the process does first; it ends when the service does, however that ends."""
+def _open(ended: Connection, folder: str, digest: str, threads: int) -> None:
+    """What the process does first."""
     global _checkpoint
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal: the service stops this process itself
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=_end_with_service, args=(ended,), daemon=True).start()
     os.nice(LOWEST_PRIORITY)
     torch.set_num_threads(threads)
     _checkpoint = open_checkpoint(MCMForMultiTaskRecommendation, folder)
     if checkpoint_digest(*_checkpoint) != digest:
-        raise ValueError(f"{folder} holds another checkpoint than when the service started: start it again.")
+        raise ValueError(f"{folder} holds another checkpoint than the service has opened from it.")
 
 
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
+def _end_with_service(ended: Connection) -> None:
+    ended.poll(None)  # until the other end is closed
     os._exit(1)
 
 
@@ -200,7 +198,8 @@ def _call(function: Callable[..., Any], values: tuple) -> Any:
 
 
 class CustomerService:
-    """Adds events to a store, and answers requests about its customers.
+    """Adds events to a store, and answers requests about its customers by one model, which never changes: a service
+    for another one is made beside it, and a request is answered by the one that it began with.
 
     Args:
         model ([`MCMForMultiTaskRecommendation`], [`MCMForCustomerPrediction`] or [`MCMForActionRecommendation`]): The
@@ -209,13 +208,14 @@ class CustomerService:
         store ([`EventStore`]): A store of events of the log that the model was trained on.
         clock (`Callable`): Returns the current time with its zone.
         candidates (`str`, *optional*): File of a table of candidates, see [`CandidateSet`].
+        trained_until (`int`, *optional*): Validation cutoff of the training, in seconds since 1970-01-01; totals are
+            checked on what came after it.
+        folder (`str`, *optional*): The checkpoint's folder. With it a [`WorkerProcess`] computes what is slow, if the
+            model ranks labels; by default the request's own thread does.
 
     Attributes:
         digest (`str`): Digest of the checkpoint.
-        worker (`Callable`): Calls a slow function with the model, the feature extractor and its values: in the
-            request's own thread, or in a [`WorkerProcess`] that is set here.
-        trained_until (`int`, *optional*): Validation cutoff of the training, in seconds since 1970-01-01; totals are
-            checked on what came after it.
+        worker (`Callable`): Calls a slow function with the model, the feature extractor and its values.
     """
 
     def __init__(
@@ -225,44 +225,42 @@ class CustomerService:
         store: EventStore,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
         candidates: str | None = None,
+        trained_until: int | None = None,
+        folder: str | None = None,
     ):
-        self.store, self.clock = store, clock
-        self.trained_until: int | None = None
+        self.model: Any = model  # of any head
+        self.extractor, self.predictor = extractor, Predictor(model, extractor)
+        self.digest = checkpoint_digest(model, extractor)
+        self.store, self.clock, self.candidates, self.trained_until = store, clock, candidates, trained_until
         self._customers: dict[str, StoredCustomer] = {}  # the one that was used last is the last
+        self._deletions = 0
         self._memory_lock = threading.Lock()
-        self.candidates = candidates
-        self.use(model, extractor)
-        if self.predictor.head == RANKING or candidates is not None:
+        # without `self`, so that a service that is no longer used is freed at once
+        make_set = functools.partial(_make_set, self.predictor, candidates)
+        self._sets = functools.lru_cache(MOST_CANDIDATE_SETS)(make_set)
+        is_ranking = self.predictor.head == RANKING
+        if is_ranking or candidates is not None:
             # a bad table stops the service before its first answer
-            self.candidate_set(self.predictor, tuple(self.predictor.tasks()))
+            self.candidate_set(tuple(self.predictor.tasks()))
+        self.worker: Callable[..., Any] = lambda function, *values: function(model, extractor, *values)
+        if folder is not None and is_ranking:
+            self.worker = WorkerProcess(folder, self.digest)
 
-    def use(self, model: Heads, extractor: MCMFeatureExtractor, worker: "Callable[..., Any] | None" = None) -> None:
-        """Answers from now on by this model, also of customers in memory. What was read for another model of the same
-        log has ids that this one knows, too, so a request that runs meanwhile is answered."""
-        self.worker = worker or (lambda function, *values: function(model, extractor, *values))
-        self.model, self.predictor = model, Predictor(model, extractor)
-        self._sets = functools.lru_cache(MOST_CANDIDATE_SETS)(self._make_set)
-        self.digest, self.extractor = checkpoint_digest(model, extractor), extractor
-        with self._memory_lock:
-            self._customers.clear()
-
-    def reload(self, folder: str, with_worker: bool = False) -> None:
-        """Goes on with the model that is in a folder now, without a pause. Raises `ValueError` if that is of another
-        kind or log, and [`CheckpointError`] if it can't be read; the service then goes on with what it has."""
+    def with_checkpoint(self, folder: str) -> "CustomerService":
+        """The service of the checkpoint that is in a folder now, on the same store; this one if it is the same. Raises
+        `ValueError` if it is of another kind or log, and [`CheckpointError`] if it can't be read."""
         model, extractor = open_checkpoint(type(self.model), folder)
         if extractor.schema != self.extractor.schema:
             raise ValueError(f"{folder} reads other columns than the service's checkpoint: start the service again.")
-        digest, worker = checkpoint_digest(model, extractor), self.worker
-        if digest == self.digest:
-            return
-        self.use(model, extractor, WorkerProcess(folder, digest) if with_worker else None)
-        if isinstance(worker, WorkerProcess):
-            worker.close()
+        if checkpoint_digest(model, extractor) == self.digest:
+            return self
+        own = folder if isinstance(self.worker, WorkerProcess) else None
+        return CustomerService(model, extractor, self.store, self.clock, self.candidates, self.trained_until, own)
 
     def close(self) -> None:
         """Closes the store and the worker."""
         if isinstance(self.worker, WorkerProcess):
-            self.worker.close(now=True)  # no request waits for it any more
+            self.worker.close()
         self.store.close()
 
     def check(self) -> None:
@@ -270,7 +268,7 @@ class CustomerService:
         candidates is gone."""
         self.store.check()
         if self.candidates is not None:
-            self.candidate_set(self.predictor, tuple(self.model.config.tasks))
+            self.candidate_set(tuple(self.model.config.tasks))
 
     # ---------------------------------------------------------------------------------------------------- events in
 
@@ -291,7 +289,7 @@ class CustomerService:
             grouped.setdefault(event.customer_id, []).append(event)
         added: list[RawEvent] = []
         profiles: list[RawEvent] = []
-        late, customers = [], {}
+        late, customers, deletions = [], {}, self._deletions
         with self.store.transaction(writing=True) as store:
             for customer_id in sorted(grouped):  # in one order, so that services do not wait for each other
                 customer = customers[customer_id] = self._read_customer(store, customer_id, locked=True)
@@ -309,8 +307,7 @@ class CustomerService:
                 added += [event.event for event in new.values()]
             with reading_request():  # before anything is kept
                 unknown_values = self.unknown_values(added, profiles)
-        for customer_id, customer in customers.items():
-            self._keep(customer_id, customer)
+        self._keep(customers, deletions)
         return {
             "added": len(added),
             "known": len(events) - len(added),
@@ -345,6 +342,19 @@ class CustomerService:
                 )
         return new
 
+    def delete(self, customer_id: str, event_id: str | None = None) -> int:
+        """Deletes one event, or by default a customer's events and profile, from the store and from memory; returns
+        the number of events. Raises [`ServiceError`] (404) if there is no such event or customer."""
+        try:
+            if event_id is None:
+                return self.store.delete_customer(customer_id)
+            self.store.delete_event(customer_id, event_id)
+            return 1
+        finally:
+            with self._memory_lock:
+                self._deletions += 1
+                self._customers.pop(customer_id, None)
+
     def unknown_values(self, events: Sequence[RawEvent], profiles: Sequence[RawEvent] = ()) -> dict[str, list[str]]:
         """By column the values that training has not seen, as the model reads them: one for all."""
         encoding = self.extractor._encoding
@@ -365,6 +375,7 @@ class CustomerService:
         after `as_of` (422)."""
         with reading_request():
             batch = Batch([], [], self.extractor.read_as_of(as_of), [])
+        customers, deletions = {}, self._deletions
         with self.store.transaction() as store:
             for customer_id in dict.fromkeys(customer_ids):
                 customer = self._read_customer(store, customer_id)
@@ -377,26 +388,23 @@ class CustomerService:
                 batch.rows.append(history.row)
                 answered = as_of or history.last_time
                 batch.customers.append({"customer_id": customer_id, "events": len(history.events), "as_of": answered})
-                self._keep(customer_id, customer)
+                customers[customer_id] = customer
+        self._keep(customers, deletions)
         if batch.unknown and not may_be_unknown:
             words = "send an event with this customer_id to POST /v1/events first"
             raise ServiceError(f"No customer {batch.unknown[0]!r} is known: {words}.", 404)
         return batch
 
-    def ask(
-        self, batch: Batch, asked: Questions, predictor: Predictor | None = None
-    ) -> tuple[Columns, CheckedQuestions]:
-        """Answers questions about customers at the time of the batch, by the predictor of now unless one is given.
-        Raises `ServiceError` (422) for wrong ones."""
-        predictor = predictor or self.predictor  # which a refreshed model may replace meanwhile
+    def ask(self, batch: Batch, asked: Questions) -> tuple[Columns, CheckedQuestions]:
+        """Answers questions about customers at the time of the batch. Raises `ServiceError` (422) for wrong ones."""
         with reading_request():
-            questions = predictor.check(replace(asked, as_of=batch.as_of))
-        return predictor.ask(batch.rows, questions) if batch.rows else {}, questions
+            questions = self.predictor.check(replace(asked, as_of=batch.as_of))
+        return self.predictor.ask(batch.rows, questions) if batch.rows else {}, questions
 
-    def candidate_set(self, predictor: Predictor, *asked: Any) -> CandidateSet:
-        """The labels that a predictor may answer: those of a request, or of the table of candidates as it is now. A
-        set is kept for further requests until the table changes. `asked` are tasks, and if a request says so
-        candidates, labels to exclude and a limit, as [`CandidateSet`] takes them."""
+    def candidate_set(self, *asked: Any) -> CandidateSet:
+        """The labels that may be answered: those of a request, or of the table of candidates as it is now. A set is
+        kept for further requests until the table changes. `asked` are tasks, and if a request says so candidates,
+        labels to exclude and a limit, as [`CandidateSet`] takes them."""
         stamp = None
         if self.candidates is not None:
             try:
@@ -404,13 +412,7 @@ class CustomerService:
             except OSError as error:
                 raise ServiceError(f"The table of candidates can't be read ({error}): put it back.") from error
             stamp = (facts.st_mtime_ns, facts.st_size, facts.st_ino)
-        return self._sets(predictor, stamp, *asked)
-
-    def _make_set(
-        self, predictor: Predictor, stamp: object, tasks: tuple[str, ...], candidates: object = None, *others: Any
-    ) -> CandidateSet:
-        table = candidates or (None if stamp is None else read_table_file(str(self.candidates)))
-        return CandidateSet(predictor.model, predictor.extractor, tasks, table, *others)
+        return self._sets(stamp, *asked)
 
     # ------------------------------------------------------------------------------------------------------- memory
 
@@ -440,10 +442,22 @@ class CustomerService:
             ) from error
         return customer
 
-    def _keep(self, customer_id: str, customer: StoredCustomer) -> None:
+    def _keep(self, customers: Mapping[str, StoredCustomer], deletions: int) -> None:
+        """Puts customers into memory, unless something was deleted since the store was asked for them."""
         with self._memory_lock:
-            if customer.history.feature_extractor is not self.extractor:
-                return  # it was read for a model that is no longer used
-            self._customers[customer_id] = customer
+            if self._deletions == deletions:
+                self._customers |= customers
             while len(self._customers) > IN_MEMORY:
                 del self._customers[next(iter(self._customers))]
+
+
+def _make_set(
+    predictor: Predictor,
+    path: str | None,
+    stamp: object,
+    tasks: tuple[str, ...],
+    candidates: object = None,
+    *others: Any,
+) -> CandidateSet:
+    table = candidates or (None if path is None else read_table_file(path))
+    return CandidateSet(predictor.model, predictor.extractor, tasks, table, *others)

@@ -26,6 +26,7 @@ FORMAT = "3"  # of the tables
 MAX_ID = 256
 PROBE = "\x1f"  # a customer whom no request can name
 WRITING = "mcm_writing"  # a connection's option: SQLite takes the lock of writers at once
+OWN = "mcm_store", "mcm_customers", "mcm_events"
 TABLES = """
 CREATE TABLE IF NOT EXISTS mcm_store (name VARCHAR(256) PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS mcm_customers (
@@ -269,8 +270,10 @@ class EventStore:
                     raise _explain({sqlite3.SQLITE_CORRUPT}, self.name, verdict)
             else:
                 store.run("SELECT pg_advisory_xact_lock(7061)")  # one makes the tables
-            present = set(sql.inspect(store.connection).get_table_names())
-            if present and "mcm_store" not in present and self.is_sqlite:
+            inspector = sql.inspect(store.connection)
+            own = [name for name in OWN if inspector.has_table(name)]  # tables and views
+            present = {*own, *inspector.get_table_names()} if self.is_sqlite else own
+            if present and "mcm_store" not in present:
                 raise ServiceError(
                     f"{self.name} is a database of something else (tables {', '.join(sorted(present)[:3])}): give "
                     "another --store. Nothing was changed."

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from modeling_mcm.action_mcm import MCMForActionRecommendation
-from modeling_mcm.checkpoint_mcm import CheckpointError, check_loaded
+from modeling_mcm.checkpoint_mcm import CheckpointError, check_loaded, save_together
 from modeling_mcm.configuration_mcm import MCMConfig
 from modeling_mcm.customer_mcm import MCMForCustomerPrediction
 from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
@@ -78,6 +78,14 @@ def _check_place(folder: str) -> None:
             f"{folder} is no folder, and no model of the Hugging Face Hub ({type(error).__name__}: {reason}): check "
             "the path or the name."
         ) from error
+
+
+def save_checkpoint(folder: str | Path, model: PreTrainedModel, feature_extractor: MCMFeatureExtractor) -> None:
+    """Saves a model and its feature extractor, both or none; who reads the folder meanwhile finds one and the same
+    save but for the moment of renaming. Raises `OSError` if the disk is full."""
+    with save_together(folder, ()) as part:
+        model.save_pretrained(part)
+        feature_extractor.save_pretrained(part)
 
 
 @contextmanager

@@ -34,6 +34,7 @@ from modeling_mcm.folders import file_digest
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
 from modeling_mcm.scorer_mcm import NEXT_VISIT, QUESTIONS, LabelScorer, ScoreNetwork
 
+from .checkpoints import save_checkpoint
 from .counting import Counts
 from .encoder.recipe import Recipe, make_config, recipe_for
 from .encoder.trainer import MCMTrainer
@@ -318,8 +319,7 @@ def _train(
     if training.should_save:
         counts = Counts.of(data, END)
         deployed, extractor = counts.give(model, data.extractor, forecasts=True, seed=training.seed)
-        deployed.save_pretrained(str(training.output_dir))
-        extractor.save_pretrained(str(training.output_dir))
+        save_checkpoint(str(training.output_dir), deployed, extractor)
         name_log(Path(str(training.output_dir)), data.folder)
     trainer.save_state()
     # Only parameters that had a gradient: tasks and features that are not in use have tables, too.

@@ -52,6 +52,7 @@ from modeling_mcm.pipeline_mcm import (
 )
 from modeling_mcm.preparation import prepare
 from modeling_mcm.refresh import refresh
+from modeling_mcm.training.checkpoints import open_checkpoint
 from modeling_mcm.training.counting import Counts
 
 KNOWN_COLUMNS = ["name", "from", "to", "value"]
@@ -431,11 +432,21 @@ def read_predictions(shop, question):
     return told
 
 
-def ask_service(shop, question):
+def make_earlier(shop):
+    """Another checkpoint of the log: other weights, and the items in another order."""
+    place = shop.place / "earlier"
+    extractor = type(shop.extractor).from_pretrained(shop.folder)
+    extractor.vocabularies["items"].reverse()
+    model = perturb(type(shop.model).from_pretrained(shop.folder))
+    model.config.values_digest = extractor.values_digest
+    return open_checkpoint(type(model), str(save(place, model, extractor)))
+
+
+def ask_service(shop, question, is_exchanged=False):
     if "candidates" in question or "known" in question:
         return None  # a request names labels, not their aisles, and no days
-    clock = {"clock": lambda: datetime(2018, 2, 2, tzinfo=UTC)}
-    service = make_service(shop.model, shop.extractor, shop.place / "state.db", **clock)
+    parts = make_earlier(shop) if is_exchanged else (shop.model, shop.extractor)
+    service = make_service(*parts, shop.place / "state.db", clock=lambda: datetime(2018, 2, 2, tzinfo=UTC))
     client, answers = make_client(service), {}
     options = {name: value for name, value in choose(shop, question).items() if name in ("horizon_days", "exclude")}
     options |= {name: question[name] for name in ("days", "discount_rate") if name in question}
@@ -457,12 +468,18 @@ def ask_service(shop, question):
             ]
             if body:
                 assert client.post("/events", json={"events": body}).status_code == 200
-        if what == "offers":
-            body = {"customers": [name], "actions": shop.actions}
-            (found,) = client.post("/offers", params=options, json=body).json()["customers"]
-        else:
-            found = client.get(f"/customers/{name}/{what}", params=options).json()
-        answers[name] = flatten(found["tasks" if what == "scores" else what])
+    for checkpoint in [None, shop.folder] if is_exchanged else [None]:
+        if checkpoint is not None:
+            client.app.state.service = service.with_checkpoint(str(checkpoint))
+        before, answers = answers, {}
+        for name in shop.histories.keys() - {shop.newcomer}:
+            if what == "offers":
+                body = {"customers": [name], "actions": shop.actions}
+                (found,) = client.post("/offers", params=options, json=body).json()["customers"]
+            else:
+                found = client.get(f"/customers/{name}/{what}", params=options).json()
+            answers[name] = flatten(found["tasks" if what == "scores" else what])
+    assert answers != before or what in ("embedding", "forecast")  # of which much is counted
     service.close()
     (shop.place / "state.db").unlink()
     return answers
@@ -504,12 +521,13 @@ ENTRANCES = {
     "a frame": ask_frame,
     "mcm predict": ask_predict,
     "the service": ask_service,
+    "the service after an exchange": functools.partial(ask_service, is_exchanged=True),
     "the page": ask_page,
     "evaluation": ask_evaluation,
 }
 
 
-ONLY_WITH_EVENTS = ("the service", "the page")  # whoever has come by then
+ONLY_WITH_EVENTS = ("the service", "the service after an exchange", "the page")  # whoever has come by then
 
 
 @pytest.mark.parametrize("question", QUESTIONS)

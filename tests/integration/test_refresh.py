@@ -20,7 +20,7 @@ from serving_client import as_requests, assert_same_list, make_client, make_serv
 
 from modeling_mcm import CustomerModel, LiveCustomer, MCMForMultiTaskRecommendation
 from modeling_mcm.commands import main
-from modeling_mcm.commands.serve import follow_folder
+from modeling_mcm.commands.serve import follow_folder, look
 from modeling_mcm.data import EventSchema, PreparedData
 from modeling_mcm.data.dataset import END
 from modeling_mcm.folders import RunError, file_digest
@@ -274,12 +274,12 @@ def test_a_service_and_live_customers_go_on_with_a_refreshed_model(current, tmp_
 
     asking = threading.Thread(target=ask_all_along)
     asking.start()
-    threading.Thread(target=follow_folder, args=(service, str(link), 0.05), daemon=True).start()
+    threading.Thread(target=follow_folder, args=(client.app, str(link), look(link), 0.05), daemon=True).start()
     time.sleep(0.2)
     other = tmp_path / "other"
     other.symlink_to(tmp_path / "two")
     os.replace(other, link)  # at once
-    while service.digest == checkpoint_digest(*old):
+    while client.app.state.service is service:
         time.sleep(0.02)
     stop.set()
     asking.join()
@@ -291,7 +291,7 @@ def test_a_service_and_live_customers_go_on_with_a_refreshed_model(current, tmp_
     assert_same_list(found, live.scores(tasks=["items"], k=30)["items"])
     assert "item 99" in {label["label"] for label in found}
     with pytest.raises(ValueError, match="other columns"):
-        service.reload(str(other_log(tmp_path)))
+        service.with_checkpoint(str(other_log(tmp_path)))
     assert ask("c99").json() == after.json()
 
 

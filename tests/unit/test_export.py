@@ -63,8 +63,9 @@ def make_inputs(event_log, customers, events):
 def test_parts_of_models_are_exported(part, event_log, tmp_path):
     model, inputs, any_size = Exported(part), make_inputs(event_log, 7, 13), torch.export.Dim.DYNAMIC
     sizes = {name: dict.fromkeys(range(min(value.dim(), 2)), any_size) for name, value in inputs.items()}
-    others = [make_inputs(event_log, customers, events) for customers, events in ((1, 2), (3, 5), (9, 20))]
+    others = [make_inputs(event_log, customers, events) for customers, events in ((1, 2), (3, 5), (9, 20), (1, 1))]
     others.append(others[1] | {"as_of": others[1]["as_of"] - 1e4})  # before the first event
+    others.append({name: value[:, :1] if value.dim() > 1 else value for name, value in others[1].items()})  # no event
     wanted = [model(**other) for other in others]  # before the export, in which counts are constant
     assert wanted[2][0].std(0).max() > 0
     exported = torch.export.export(model, (), inputs, dynamic_shapes=sizes, strict=False)

@@ -26,7 +26,7 @@ from modeling_mcm.files_mcm import read_json, write_json
 from modeling_mcm.folders import file_digest
 from modeling_mcm.option import REQUIRED, option
 
-from ..checkpoints import checkpoint_digest
+from ..checkpoints import checkpoint_digest, save_checkpoint
 from ..counting import Counts
 from ..descent import minimize
 from ..resuming import FINE_TUNING, Facts, begin_run, command_line, is_finished, name_log, output_folder_lock
@@ -212,8 +212,7 @@ def fine_tune(
         if has_cutoffs:
             tuned, extractor = Counts.of(data, END).give(tuned, known, state=False)
         begin_run(output, FINE_TUNING, run)  # not before, so that a refused table leaves nothing
-        tuned.save_pretrained(output)
-        extractor.save_pretrained(output)
+        save_checkpoint(output, tuned, extractor)
         name_log(output, data.folder)
         write_json(output / FINE_TUNING, facts)
         return facts

@@ -5,6 +5,7 @@
 import json
 import logging
 import threading
+import time
 from contextlib import nullcontext
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -21,7 +22,7 @@ from modeling_mcm.commands.serve import ServeOptions
 from modeling_mcm.data import PreparedData
 from modeling_mcm.live.customer import LiveCustomer
 from modeling_mcm.scoring import forecast_total
-from modeling_mcm.serving import EventStore, create_api
+from modeling_mcm.serving import EventStore, Incoming, ServiceError, create_api
 
 MANIFEST = Path(__file__).resolve().parents[3] / "examples" / "kubernetes.yaml"
 pytestmark = pytest.mark.filterwarnings("ignore:.*httpx")
@@ -120,6 +121,43 @@ def test_deletion_leaves_no_trace(client, events, model, extractor, tmp_path):
     late = [post(client, events[start : start + 5])["late"] for start in range(0, len(events), 5)[::-1]]
     assert late == [[], *[["c03"]] * (len(late) - 1)]  # it is said that an event came late
     assert_same(scores(client)["tasks"], never.scores())
+
+
+def hold(service):
+    """Every raw event that the service has in memory, as text."""
+    return json.dumps([[each.history.events, each.history.profile] for each in service._customers.values()])
+
+
+@pytest.mark.parametrize("event_id", [None, "one"])
+@pytest.mark.parametrize("moment", ["at rest", "while it is read", "while an event is added"])
+def test_what_is_deleted_is_in_no_memory(service, events, moment, event_id, monkeypatch):
+    secret = events[0]["event"] | {"item": "secret"}
+    sent = [Incoming(**events[0] | {"event": secret, "event_id": "one"}), *(Incoming(**each) for each in events[1:5])]
+    service.add(sent)
+    assert "secret" in hold(service)
+    plain = service._keep
+
+    def delete_first(*options):
+        monkeypatch.undo()
+        service.delete("c03", event_id)  # of another request, when this one has read the customer
+        plain(*options)
+
+    if moment == "at rest":
+        service.delete("c03", event_id)
+    else:
+        monkeypatch.setattr(service, "_keep", delete_first)
+        service.add([Incoming(**events[5])]) if "added" in moment else service.read(["c03"])
+    assert "secret" not in hold(service)
+    with pytest.raises(ServiceError, match="is known" if event_id is None else "has no event"):
+        service.delete("c03", event_id)
+
+
+def test_a_customer_whom_another_service_deleted_is_in_no_memory_when_it_is_deleted_again(service, events):
+    service.add([Incoming(**each) for each in events])
+    service.store.delete_customer("c03")  # as another service does
+    with pytest.raises(ServiceError, match="nothing to delete"):
+        service.delete("c03")
+    assert hold(service) == "[]"
 
 
 def test_a_customer_whose_last_event_was_deleted_is_unknown(client, service, events):
@@ -402,6 +440,9 @@ BAD_REQUESTS = """
 501 /customers/c03/forecast -> has no trained forecasts: they would be made up.
 422 /customers/c03/explain?task=items&visits=-1 -> query.visits: Input should be greater
 404 /customer/c03 -> Not Found
+422 /customers/c%00/scores -> path.customer_id: String should match pattern
+422 /customers/LONG/embedding -> path.customer_id: String should have at most 256
+422 /scores {"customers": ["c\\u0000"]} -> body.customers.0: String should match pattern
 422 /scores {"customers": []} -> at least 1 item
 422 /scores {"customers": [MANY"c"]} -> at most 100 items
 422 /events hello -> The request can't be read: body.0: JSON decode error
@@ -415,7 +456,7 @@ BAD_REQUESTS = """
 def test_bad_requests_are_answered_with_what_is_wrong(client, events, line):
     post(client, events)
     request, words = line.split(" -> ")
-    status, path, *body = request.split(" ", 2)
+    status, path, *body = request.replace("LONG", "c" * 257).split(" ", 2)
     if body:
         content = body[0].replace("MANY", '"c", ' * 1000 if path == "/scores" else "{}, " * 1000)
         content = content.replace("DEEP", "[" * 100_000)
@@ -425,19 +466,16 @@ def test_bad_requests_are_answered_with_what_is_wrong(client, events, line):
     assert answer.status_code == int(status) and words in answer.json()["detail"]
 
 
-def test_openapi_has_short_names_and_parameters_that_the_service_knows(client, service, events):
+def test_openapi_has_short_names_and_a_task_that_the_service_knows(client, events):
     post(client, [each | {"customer_id": "7"} for each in events])
     paths = client.get(f"{HOST}/openapi.json").json()["paths"]
     names = [each["operationId"] for path in paths.values() for each in path.values()]
     assert len({*names}) == len(names) and {"post_events", "scores", "healthz", "metrics"} < {*names}
     for path in ("/v1/customers/{customer_id}/scores", "/v1/labels/similar", "/v1/labels/together"):
         given = {each["name"]: each["example"] for each in paths[path]["get"]["parameters"] if "example" in each}
-        if path.endswith("scores"):
-            (task,) = given["task"]
-            assert client.get(HOST + path.format(**given), params={"task": task}).json()["tasks"].keys() == {task}
-        else:
-            (label,) = given["label"] if path.endswith("together") else [given["label"]]
-            assert label in service.extractor.vocabularies[given["task"]]
+        (task,) = given["task"] if path.endswith("scores") else [given["task"]]
+        found = client.get("/customers/7/scores", params={"task": task}).json()
+        assert found["tasks"].keys() == {task}
     assert "to POST /v1/events first" in client.get("/customers/nobody/scores").json()["detail"]
 
 
@@ -464,6 +502,24 @@ def test_openapi_says_what_is_answered_and_its_example_is_an_event(client):
     schemas = {status: answer["content"]["application/json"]["schema"]["$ref"] for status, answer in answers.items()}
     assert schemas.pop("200").endswith("/Scores") and {"401", "404", "422", "503"} < schemas.keys()
     assert {*schemas.values()} == {"#/components/schemas/Problem"}
-    body = found["paths"]["/v1/events"]["post"]["requestBody"]["content"]["application/json"]["schema"]
-    answer = post(client, body["examples"][0]["events"])
-    assert answer["unknown_values"] == {} and answer["customers"] == {"7": 1}
+    body = found["paths"]["/v1/events"]["post"]["requestBody"]["content"]["application/json"]
+    assert post(client, body["example"]["events"])["customers"] == {"7": 1}
+
+
+def test_what_needs_no_token_tells_no_value_of_the_log(client, service):
+    """But for the kinds of events, which the schema names."""
+    values = {value for values in service.extractor.vocabularies.values() for value in values}
+    values -= {*service.extractor.schema.target_token_types, "0", "1"}
+    assert len(values) > 30
+    for path in ("/openapi.json", "/docs", "/healthz", "/readyz"):
+        text = client.get(HOST + path, headers={"Authorization": ""}).text
+        assert not [value for value in values if f'"{value}"' in text], path
+
+
+def test_whoever_asks_whether_the_service_is_ready_keeps_no_writer_waiting(client, service, monkeypatch):
+    checks, plain = [], service.store.check
+    monkeypatch.setattr(service.store, "check", lambda: checks.append(plain()))
+    start = time.monotonic()
+    for _ in range(50):
+        assert client.get(f"{HOST}/readyz", headers={"Authorization": ""}).status_code == 200
+    assert 1 <= len(checks) <= time.monotonic() - start + 2

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy
 from postgres_server import Postgres
-from serving_client import as_requests, assert_same, make_service
+from serving_client import as_requests, assert_same, make_client, make_service
 
 from modeling_mcm.live.customer import LiveCustomer
 from modeling_mcm.predictor_mcm import Questions, describe_labels
@@ -181,6 +181,39 @@ def write_on(url, events, known):
             transaction.customer("c03", locked=True)
             transaction.append("c03", number, {event.event_id: event.event})
         os.write(known, f"{event.event_id}\n".encode())
+
+
+FOREIGN = {
+    "a table": "CREATE TABLE {name} (customer_id TEXT, day DATE)",
+    "a view": "CREATE VIEW {name} AS SELECT 1 AS customer_id",
+    "with our columns": "CREATE TABLE {name} (customer_id TEXT, sequence BIGINT, event_id TEXT, event TEXT)",
+}
+
+
+@pytest.mark.parametrize("name", ["mcm_events", "mcm_customers"])
+@pytest.mark.parametrize("make", FOREIGN.values(), ids=FOREIGN)
+def test_a_table_of_another_program_is_named_and_not_touched(start, postgres, make, name):
+    url = postgres.empty()
+    postgres.run(f"CREATE TABLE photos (day DATE); {make.format(name=name)}")
+    with pytest.raises(ServiceError, match=rf"is a database of something else .tables {name}.: give another --store"):
+        start(url)
+    postgres.run(f"DROP {make.split()[1]} {name}")
+    start(url)  # beside tables of other programs
+
+
+def test_a_name_that_no_store_can_hold_is_refused_before_it_is_asked(database, model, extractor):
+    """PostgreSQL knows no text with the character 0."""
+    client = make_client(make_service(model, extractor, database()))
+    for method, path in (
+        ("GET", "c%00/scores"),
+        ("DELETE", "c%00"),
+        ("DELETE", "c03/events/%00"),
+        ("GET", "%00/explain"),
+    ):
+        answer = client.request(method, f"/customers/{path}", params={"task": "items"})
+        assert answer.status_code == 422 and "should match pattern" in answer.json()["detail"]
+    for path, body in (("/scores", {}), ("/totals", {})):
+        assert client.post(path, json={"customers": ["c\0"], **body}).status_code == 422
 
 
 @pytest.mark.parametrize("killed", ["service", "database"])
