@@ -207,8 +207,8 @@ class CustomerModel:
         return result
 
     def watch(self, events: object) -> pd.DataFrame:
-        """Compares new days with those before and with what the model said of them, see [`~past.watch`]: a row for each
-        day and check, and whether it is an alarm. `events` are of whole days, given as in `fit`."""
+        """Compares new days with those before and with what the model said of them, see [`~past.watch`]: a row for
+        each day and check, and whether it is an alarm. `events` are of whole days, given as in `fit`."""
         from .past import watch
 
         if (since := self._seconds(None)) is None:

@@ -28,7 +28,7 @@ from modeling_mcm.preparation import prepare
 from modeling_mcm.preparation.refresh import add_events
 from modeling_mcm.refresh import refresh
 from modeling_mcm.training.checkpoints import checkpoint_digest, open_checkpoint
-from modeling_mcm.training.counting import count_again
+from modeling_mcm.training.counting import Counts
 from modeling_mcm.training.encoder.recipe import Recipe
 from modeling_mcm.training.options import ModelOptions
 from modeling_mcm.training.pretraining import read_config
@@ -134,7 +134,7 @@ def test_a_day_adds_to_counts_and_leaves_what_is_learned(current, tmp_path):
     after = load(tmp_path / "run-2")
     whole = pd.concat(split(LOG)[:3])
     prepare(whole, schema_with(), tmp_path / "whole", PROFILE, after[1])
-    counted = count_again(*before, PreparedData(tmp_path / "whole", END), state=False)
+    counted = Counts(PreparedData(tmp_path / "whole", END)).give(*before, state=False)
     check_same_model(after, counted)
     assert after[0].config.counted == counted[0].config.counted
     assert after[0].config.counted["until"] < "2017-12-26" and after[0].config.counted["events"] > 0
@@ -202,7 +202,7 @@ def test_what_is_judged_knows_nothing_after_its_cutoff(tmp_path):
         model, extractor = load(tmp_path / f"run-{name}")
         used.append(extractor.vocabularies["items"])
         for cutoff in ("validation", "test"):
-            judged.append(count_again(model, extractor, PreparedData(tmp_path / name, cutoff)))
+            judged.append(Counts(PreparedData(tmp_path / name, cutoff)).give(model, extractor))
     assert "item 77" in used[1] and "item 77" not in used[0]
     for one, other in zip(judged[:2], judged[2:], strict=True):
         check_same_model(one, other)
@@ -324,7 +324,7 @@ def test_a_new_label_of_an_encoder_starts_at_its_attributes(tmp_path):
     add_events(data, new, tmp_path / "next", tmp_path / "scratch")
     config = read_config(ModelOptions(str(tmp_path / "data"), config_overrides=CHOICES), data.extractor, Recipe())
     model = MCMForMultiTaskRecommendation(config).eval()
-    grown, extractor = count_again(model, data.extractor, PreparedData(tmp_path / "next", END))
+    grown, extractor = Counts(PreparedData(tmp_path / "next", END)).give(model, data.extractor)
     ids = extractor.label_ids("items", [f"item {number}" for number in range(12, 18)])  # those of aisle 2
     known = ids[ids > 1]
     place = int(extractor.label_ids("items", ["item 99"])[0])
@@ -366,6 +366,6 @@ def test_where_nothing_was_learned_the_state_is_that_of_the_cutoff(tmp_path):
     run_mcm("start", data=tmp_path / "data", **options)
     model, extractor = load(tmp_path / "run")
     data = PreparedData(tmp_path / "data", "test")
-    judged, whole = (count_again(model, extractor, data, state=state)[0] for state in (False, True))
+    judged, whole = (Counts(data).give(model, extractor, state=state)[0] for state in (False, True))
     assert judged.model.state.mean.shape != model.model.state.mean.shape
     torch.testing.assert_close(judged.model.state.state_dict(), whole.model.state.state_dict(), rtol=0, atol=0)
