@@ -202,7 +202,9 @@ class CustomerModel:
         with tempfile.TemporaryDirectory() as folder:
             counts, new = self._add(events, folder)
             model, extractor = counts.give(self.model, self.feature_extractor, state=False, known=_read_known(known))
-        return CustomerModel(model, extractor, pd.concat([self._events, new], ignore_index=True), self.reader)
+        result = CustomerModel(model, extractor, pd.concat([self._events, new], ignore_index=True), self.reader)
+        result._yardstick = self._yardstick
+        return result
 
     def watch(self, events: object) -> pd.DataFrame:
         """Compares new days with those before and with what the model said of them, see [`~past.watch`]: a row for
@@ -498,9 +500,11 @@ class CustomerModel:
             if (unknown := table[names["time_column"]].isna()).any():
                 raise ValueError(f"Column {names['time_column']!r} is null in {unknown.sum()} rows: give their times.")
             known = [name for name in table if name in self.model.config.label_columns]
-            by_time = table.set_axis(to_ids(table[names["customer_column"]])).groupby(names["time_column"])
-            parts = {at: self.predict(rows.index, at, rows[known].to_dict("index")) for at, rows in by_time}
-            return pd.concat(parts, names=["as_of"])
+            ids, time = to_ids(table[names["customer_column"]]), names["time_column"]
+            turn = table.groupby([ids, time]).cumcount().to_numpy()  # of rows of one customer and time
+            groups = table.set_axis(ids).groupby([time, turn])
+            parts = {key: self.predict(rows.index, key[0], rows[known].to_dict("index")) for key, rows in groups}
+            return pd.concat(parts, names=["as_of", "turn"]).droplevel("turn")
 
         given = dict(zip(to_ids([*columns]), columns.values(), strict=True)) if columns else {}
         self._find(given)  # raises if there is no such customer

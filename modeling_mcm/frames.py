@@ -2,9 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reads tables of events as people have them, in memory or in files, and how the columns of one were read before."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
@@ -61,3 +62,11 @@ def read_reader(folder: str | Path) -> FrameReader | None:
         return None
     with reading(str(folder), READER_FILE):
         return FrameReader.from_dict(read_json(path))
+
+
+def read_events(folder: str | Path, events: Sequence[str]) -> tuple[Any, dict | None]:
+    """Files of new events as a model's log has them, and how [`~.preparation.sources.describe`] describes them."""
+    from .preparation.sources import describe
+
+    reader = read_reader(folder)
+    return reader.read(read_frame(events, reader.schema)) if reader else events, describe(events)

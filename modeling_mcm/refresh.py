@@ -21,9 +21,10 @@ from .folders import RunError, atomic_folder, locked
 from .preparation.sources import Source
 from .training.checkpoints import find_head, open_checkpoint, save_checkpoint
 from .training.counting import Counts
-from .training.resuming import LOG_FILE
+from .training.resuming import FINE_TUNING, LOG_FILE, PRETRAINING
 
 logger = logging.get_logger(__name__)
+KEPT = READER_FILE, PRETRAINING, FINE_TUNING, "evaluation.json"  # what is said of the weights, which stay
 DATA = "data"  # folder of the log in that of a refreshed model
 
 
@@ -65,12 +66,13 @@ def refresh(
     output.parent.mkdir(parents=True, exist_ok=True)
     try:
         with locked(output, wait=False), atomic_folder(output) as (target, _):
-            counts = Counts.of(base, END).add(events, target / DATA, memory_limit=memory_limit, described=described)
+            options = {"memory_limit": memory_limit, "described": described, "counted": old.config.counted}
+            counts = Counts.of(base, END).add(events, target / DATA, **options)
             new, counted = counts.give(old, extractor, state=False, known=known_days)
             save_checkpoint(target, new, counted)
             write_json(target / LOG_FILE, {"data": DATA})
-            if Path(model, READER_FILE).is_file():
-                shutil.copy(Path(model, READER_FILE), target)
+            for path in filter(Path.is_file, (Path(model, name) for name in KEPT)):
+                shutil.copy(path, target)
     except TimeoutError as error:
         raise RunError(f"Another run writes {output_dir}: wait for its end, or give another folder.") from error
     return new.config.counted

@@ -28,8 +28,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import torch
 from accelerate import PartialState
 from transformers import PreTrainedModel
@@ -207,12 +205,6 @@ def _totals(options: PredictionOptions, model: MCMPreTrainedModel) -> list[str]:
     return lines
 
 
-def _last_event(data: PreparedData) -> int:
-    """Time of a data set's last event, in seconds since 1970."""
-    files = (data.folder / shard["file"] for shard in data.manifest.shards)
-    return max(pc.max(pc.list_flatten(pq.read_table(file, columns=["times"])["times"])).as_py() for file in files)
-
-
 def _make_job(
     options: PredictionOptions, head: type[PreTrainedModel], model: Any, extractor: MCMFeatureExtractor
 ) -> ScoringJob:
@@ -287,9 +279,9 @@ def run(options: PredictionOptions, engine: EngineOptions) -> str:
                 prepared.check()
             if options.as_of is None and extractor.order is None:
                 asked = Questions(label=head is MCMForCustomerPrediction, offers=options.actions)
-                job = replace(job, as_of=cast(int, asked.at_end(_last_event(prepared)).as_of))
+                job = replace(job, as_of=cast(int, asked.at_end(prepared.manifest.counts["last"]).as_of))
             model, extractor, job = _count_then(model, extractor, job, prepared, engine.engine == "spark")
-            customers = sum(shard["rows"] for shard in prepared.manifest.shards)
+            customers = prepared.manifest.counts["customers"]
             if state.is_main_process:
                 data = file_digest(Path(job.data) / MANIFEST_FILE)
                 claim(job, {"model": digest, "data": data, "tables": tables}, customers)

@@ -6,14 +6,14 @@
 
 Labels that are new are known from then on. The counts are those of the whole log, to the bit. The folder is written
 whole or not at all, with the prepared log beside the model, and is what the next day is added to. Events may be older
-than the log's latest; a file that was added before is refused, and equal events count as `on_duplicate` says.
+than the log's latest. They are refused if the log has them already, or half of those until its end; a few equal ones
+count as `on_duplicate` says.
 """
 
 from dataclasses import dataclass
 
-from modeling_mcm.frames import read_frame, read_reader
+from modeling_mcm.frames import read_events
 from modeling_mcm.option import REQUIRED, option
-from modeling_mcm.preparation.sources import describe
 from modeling_mcm.refresh import refresh
 
 from .arguments import MEMORY_LIMIT, command
@@ -34,8 +34,7 @@ class RefreshOptions:
 @command(__doc__, RefreshOptions)
 def main(options: RefreshOptions) -> None:
     """Refreshes the model, and prints what its counts are of."""
-    reader, described = read_reader(options.model), describe(options.events)
-    events = reader.read(read_frame(options.events, reader.schema)) if reader else options.events
+    events, described = read_events(options.model, options.events)
     counted = refresh(
         options.model, events, options.output_dir, options.data, described, options.memory_limit, options.known
     )

@@ -19,11 +19,10 @@ from pathlib import Path
 from modeling_mcm.data import PreparedData, check_vocabularies
 from modeling_mcm.data.dataset import END
 from modeling_mcm.evaluation.comparison import text_table
-from modeling_mcm.frames import read_frame, read_reader
+from modeling_mcm.frames import read_events
 from modeling_mcm.option import REQUIRED, option
 from modeling_mcm.past import watch
 from modeling_mcm.preparation.refresh import add_events
-from modeling_mcm.preparation.sources import describe
 from modeling_mcm.refresh import find_log
 from modeling_mcm.training.checkpoints import find_head, open_checkpoint
 
@@ -47,12 +46,11 @@ def run(options: WatchOptions) -> None:
     log = PreparedData(options.data or find_log(Path(options.model)))
     model, extractor = open_checkpoint(find_head(options.model), options.model)
     check_vocabularies(log.folder, extractor)
-    reader, described = read_reader(options.model), describe(options.events)
-    events = reader.read(read_frame(options.events, reader.schema)) if reader else options.events
+    events, described = read_events(options.model, options.events)
     with tempfile.TemporaryDirectory(prefix=".watch-", dir=log.folder.parent) as folder:  # files are linked there
         target, scratch = Path(folder, "data"), Path(folder, "scratch")
         scratch.mkdir()
-        add_events(log, events, target, scratch, options.memory_limit, described)
+        add_events(log, events, target, scratch, options.memory_limit, described, model.config.counted)
         table = watch(model, extractor, PreparedData(target, END), log.manifest.counts["last"])
     if options.json:
         print(table.to_json(orient="records", date_format="iso"))

@@ -42,6 +42,7 @@ PAGE_NOTE = "page.json"  # what they were made of, and the digest of their file
 ROWS_COPY = Path(datasets.config.HF_DATASETS_CACHE, "mcm-rows")
 BATCH = 1024  # rows
 END = "end"  # of the log, beside the cutoffs
+FORGOTTEN = "forgotten"  # of the counts: number of customers who were deleted since a model counted them
 CONTENT = "digest"  # key of the manifest's own digest
 FORMAT_VERSION = 4  # version 3 ended its vocabularies at the validation cutoff
 
@@ -111,7 +112,7 @@ class PreparedManifest:
             manifest = cls(**content)
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise ValueError(f"{path} cannot be read ({error}); prepare the data again.") from error
-        _check_digests(path.parent, manifest.files)
+        check_digests(path.parent, manifest.files)
         return manifest
 
     def save(self, directory: str | Path) -> "PreparedManifest":
@@ -126,7 +127,7 @@ class PreparedManifest:
         return saved
 
 
-def _check_digests(folder: Path, digests: Mapping[str, str]) -> None:
+def check_digests(folder: Path, digests: Mapping[str, str]) -> None:
     """Raises `ValueError` if a file is not there, or does not have its digest."""
     for name, digest in digests.items():
         path = folder / name
@@ -252,7 +253,7 @@ class PreparedData:
 
     def check(self) -> None:
         """Reads every byte of the shards. Raises `ValueError` if a shard is not the one that the manifest lists."""
-        _check_digests(self.folder, {shard["file"]: shard["sha256"] for shard in self.manifest.shards})
+        check_digests(self.folder, {shard["file"]: shard["sha256"] for shard in self.manifest.shards})
 
 
 def cut_columns(batch: pa.RecordBatch, until: str, known: Mapping[str, int]) -> pa.RecordBatch:

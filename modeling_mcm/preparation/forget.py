@@ -8,7 +8,9 @@ call. A symbolic link stays, and the file that it names is written.
 """
 
 import itertools
-from collections.abc import Collection, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,9 @@ import pyarrow.parquet as pq
 from modeling_mcm.data.dataset import (
     END,
     FEATURE_EXTRACTOR_FOLDER,
+    FORGOTTEN,
     IDENTITY_FILE,
+    LOG,
     MANIFEST_FILE,
     PAGE_NOTE,
     ROWS_COPY,
@@ -33,7 +37,7 @@ from modeling_mcm.inputs_mcm import CUSTOMER
 
 from .prepare import prepare
 from .rows import read_distinct
-from .sources import describe, find_files
+from .sources import detect_kind, find_files
 
 
 class Places:
@@ -45,11 +49,11 @@ class Places:
 
     Attributes:
         files (`dict[Path, str]`): By Parquet file of the log, the profile and the predictions its column of customers.
+        sources (`dict[str, list[Path]]`): Those of the log, "events", and of the profile.
 
     Raises:
         OSError: If there is no such file or data set.
-        ValueError: If a file is no whole Parquet file or lacks the column of customers, or a data set is damaged, or
-            can't be prepared again from the log.
+        ValueError: If a file is no whole Parquet file or lacks the column of customers, or a data set is damaged.
     """
 
     def __init__(
@@ -62,13 +66,17 @@ class Places:
         columns = sorted({prepared.schema.customer for prepared in self.data.values()})
         if len(columns) > 1:
             raise ValueError(f"The data sets read the customers from the columns {', '.join(columns)}: one at a time.")
-        sources = [files for place in (*events, *profile) for files in find_files(place, "input")]
-        if others := [files.paths[0] for files in sources if files.kind != "parquet"]:
+        self.sources = {
+            name: [Path(path) for place in places for files in find_files(place, "input") for path in files.paths]
+            for name, places in {"events": events, "profile": profile}.items()
+        }
+        paths = [*itertools.chain(*self.sources.values())]
+        if others := [path for path in paths if detect_kind(path.name) != "parquet"]:
             raise ValueError(
                 f"{others[0]} is a text file, and customers are deleted from Parquet files alone: nothing was "
                 "changed. Take them out of it yourself and prepare the data again, or write the log as Parquet."
             )
-        self.files = {Path(path): columns[0] for files in sources for path in files.paths}
+        self.files = {path: columns[0] for path in paths}
         for place in predictions:
             self.files |= dict.fromkeys(sorted(place.glob("*.parquet")) if place.is_dir() else [place], CUSTOMER)
         for path, column in self.files.items():
@@ -77,38 +85,42 @@ class Places:
             except (OSError, pa.ArrowInvalid) as error:
                 raise ValueError(f"{path} is not a whole Parquet file ({error}); remove or write it again.") from error
         self.places, self.columns = [*data, *events, *profile, *predictions], [*{CUSTOMER, *columns}]
-        for folder, prepared in self.data.items():
+        for prepared in self.data.values():
             prepared.check()
-            for name, paths in {"events": events, "profile": profile}.items():
-                needed = (prepared.manifest.input[name] or {"files": {}})["files"]
-                files = (describe([*paths]) or {"files": {}})["files"]
-                # A data set that was refreshed numbers its sources otherwise
-                if needed and {Path(name).name for name in needed} != {Path(name).name for name in files}:
-                    raise ValueError(
-                        f"{folder} was prepared from {some(sorted(needed))}, and --{name} has "
-                        f"{some(sorted(files)) or 'nothing'}: give what it was prepared from, or prepare it again."
-                    )
 
     def look_for(self, names: Collection[str]) -> set[str]:
         """Reads the ids of every file. Returns those of `names` that a file holds. Raises `ValueError` if a data set
-        would have no customer left."""
-        for folder in self.data:
+        would have no customer left, or was not prepared from the log: events of others would get lost."""
+        for folder, prepared in self.data.items():
             if self._customers(folder) <= {*names}:
                 raise ValueError(f"Nobody would be left in {folder}: remove it instead. Nothing was changed.")
+            for name, given in self.sources.items():
+                needed = (prepared.manifest.input[name] or {"files": {}})["files"]
+                if kept := [*(folder / LOG).glob(f"{name}*.parquet")]:  # which a data set of Spark has not
+                    counts = count_ids(kept, CUSTOMER), count_ids(given, prepared.schema.customer)
+                    is_same = {customer for customer, _ in counts[0].items() ^ counts[1].items()} <= {*names}
+                else:
+                    is_same = not needed or {Path(each).name for each in needed} == {path.name for path in given}
+                if not is_same:
+                    raise ValueError(
+                        f"{folder} was prepared from {some(sorted(needed)) or 'a table'}, and --{name} has "
+                        f"{some(sorted(path.name for path in given)) or 'nothing'}, with other rows: give all that it "
+                        "was prepared from, and no more, or prepare it again. Nothing was changed."
+                    )
         return {*names} & set().union(
-            *map(self._customers, self.data), *itertools.starmap(read_ids, self.files.items())
+            *map(self._customers, self.data), *(count_ids([path], column) for path, column in self.files.items())
         )
 
     def _customers(self, folder: Path) -> set[str]:
-        return set().union(*(read_ids(path, CUSTOMER) for path in folder.glob("customers-*.parquet")))
+        return {*count_ids(folder.glob("customers-*.parquet"), CUSTOMER)}
 
     def forget(self, customers: Collection[str], **options: Any) -> dict[Path, int]:
         """Deletes customers, and prepares the data sets that hold one of them again, each with its own schema,
         vocabularies and bins, and `options` of [`prepare`]. Returns the number of rows deleted from each file."""
         rows = {path: forget_in_file(path, customers, column) for path, column in self.files.items()}
         for folder, prepared in self.data.items():
-            if self._customers(folder) & {*customers}:
-                prepare(
+            if gone := self._customers(folder) & {*customers}:
+                made = prepare(
                     self.events,
                     prepared.schema,
                     folder,
@@ -118,6 +130,8 @@ class Places:
                     overwrite=True,
                     **options,
                 )
+                number = prepared.manifest.counts.get(FORGOTTEN, 0) + len(gone)
+                replace(made, counts=made.counts | {FORGOTTEN: number}).save(folder)
         return rows
 
     def find(self, names: Collection[str]) -> dict[Path, str]:
@@ -136,8 +150,8 @@ class Places:
                 reasons[path] = "neither Parquet nor JSON: look into it yourself"
                 continue
             try:
-                ids = read_ids(path, *self.columns) if kind == ".parquet" else read_texts(path)
-                if left := ids & {*names}:
+                ids = count_ids([path], *self.columns) if kind == ".parquet" else read_texts(path)
+                if left := {*names}.intersection(ids):
                     reasons[path] = f"{len(left)} of the customers"
             except (OSError, ValueError) as error:
                 reasons[path] = f"can't be read: {error}"
@@ -147,11 +161,15 @@ class Places:
         return reasons
 
 
-def read_ids(path: Path, *columns: str) -> set[str]:
-    """The ids in those of some columns that a Parquet file has."""
-    with pq.ParquetFile(path) as file:
-        read = file.read(columns).columns
-    return {str(to_text(value)) for ids in read for value in ids.unique().to_pylist() if value is not None}
+def count_ids(paths: Iterable[Path], *columns: str) -> Counter[str]:
+    """Counts the rows of each id in those of some columns that Parquet files have."""
+    counts = Counter[str]()
+    for path in paths:
+        with pq.ParquetFile(path) as file:
+            ids = file.read(columns).columns
+        for each in itertools.chain(*(column.drop_null().value_counts().to_pylist() for column in ids)):
+            counts[str(to_text(each["values"]))] += each["counts"]
+    return counts
 
 
 def read_texts(path: Path) -> set[str]:

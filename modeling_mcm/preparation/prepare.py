@@ -12,7 +12,6 @@ import importlib.metadata
 import math
 import platform
 import shutil
-from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -30,7 +29,7 @@ from modeling_mcm.files_mcm import remove_abandoned
 from modeling_mcm.folders import atomic_folder
 from modeling_mcm.schema_mcm import check_integer
 
-from .rows import ShardEncoder, write_shard
+from .rows import ShardEncoder, add_counts, check_empty, write_shard
 from .sources import Source, describe
 
 with needs("data"):
@@ -47,6 +46,7 @@ with needs("data"):
         fit,
         open_profiles,
         open_rows,
+        warn_of_future,
     )
 
 ROWS_PER_SHARD, MOST_ROWS_PER_SHARD = 1024, 1_000_000  # the rows of a shard are in memory at the same time
@@ -114,7 +114,7 @@ def _check_periods(counts: dict, schema: EventSchema) -> None:
             )
 
 
-def _write_shards(
+def write_shards(
     events: ir.Table, profiles: ir.Table | None, encoder: ShardEncoder, directory: Path, number: int
 ) -> Iterator[tuple[dict, dict]]:
     """Writes all shards into a folder. Yields the entry of each shard in the manifest, in the order of the shards, and
@@ -231,6 +231,7 @@ def prepare(
             read = cache(read)
         chosen, counts = choose_events(read, schema, cache)
         counts["dropped_bad"] = bad
+        warn_of_future(chosen, counts["last"], schema)
         _check_periods(counts, schema)
         profiles = None
         if schema.profile:
@@ -244,19 +245,13 @@ def prepare(
         extractor = feature_extractor or fit(sharded, profiles, schema, done)
         extractor.save_pretrained(target / FEATURE_EXTRACTOR_FOLDER)
         shard_encoder = ShardEncoder(schema, extractor)
-        shards, totals = [], defaultdict[str, Counter[str]](Counter)
-        for entry, counted in _write_shards(sharded, profiles, shard_encoder, target, number):
+        shards = []
+        for entry, counted in write_shards(sharded, profiles, shard_encoder, target, number):
             shards.append(entry)
-            for kind, numbers in counted.items():
-                totals[kind].update(numbers)
+            add_counts(counts, counted)
             done(f"shard {len(shards)} of {number}")
-        if empty := totals["events"].pop("empty"):
-            raise ValueError(
-                f"{empty} events have no value in any feature; leave them out of the log, or add a feature that is "
-                "always there, such as {name: hour, kind: hour}."
-            )
-        counts |= {kind: dict(totals[kind]) for kind in ("missing", "unknown")}
-        counts |= dict(totals["events"]) | dict(totals["cases"])
+        check_empty(counts)
+        measures = counts.pop("measures")
         libraries = [*LIBRARIES, SPARK] if is_spark else LIBRARIES
         versions = {"python": platform.python_version(), "modeling-mcm": __version__}
         versions |= {name: importlib.metadata.version(name) for name in libraries}
@@ -266,7 +261,7 @@ def prepare(
             versions=versions,
             log=log,
             shards=shards,
-            measures=dict(totals["measures"]),
+            measures=measures,
             **facts,
         )
         return manifest.save(target)

@@ -10,7 +10,7 @@ feature names such as "a.b", or "Type" beside "type", are legal in a schema but 
 share the values of a column have one column, that of the first.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +162,7 @@ class ShardEncoder:
         self.known = {} if schema.cutoffs == NO_CUTOFFS else extractor.known.get(CUTOFFS[0], {})
         self.schema, self.encoding = schema, Encoding(schema, extractor.vocabularies, extractor.bins)
         self.events, self.profiles = RowReader(schema), RowReader(schema, profile=True)
+        self.closing = extractor.layout.closing
 
     def encode(self, rows: pa.Table) -> tuple[pa.Table, dict]:
         """Encodes events with their periods and, if there are profiles, the columns of their customers' profiles.
@@ -184,19 +185,21 @@ class ShardEncoder:
         for period, name in enumerate(ENDS, 1):
             columns[name] = np.bincount(customers_of_row, weights=periods_of_row < period).astype(np.int32)
         table = pa.table(columns)
-        batch = to_batch(table)
-        counts = {"cases": count_cases(batch, self.schema), "measures": self.measure(batch)}
-        return table, self.count(row, timeline.closes) | counts
+        return table, self.count(table)
 
-    def count(self, row: dict, closes: BoolArray) -> dict:
-        """Counts in the columns of rows: `missing` and `unknown`, by feature the number of the log's events; and
-        `events`: `ends_of_visit`, the number of added events, and `empty`, that of events without any value."""
-        ids = {feature: row[f"feature_{feature}"] for feature in self.encoding.event_features}
+    def count(self, table: pa.Table) -> dict:
+        """Counts in rows: `missing` and `unknown`, by feature the number of the log's events; `ends_of_visit`, the
+        number of added events; `empty`, that of events without any value; the cases of each cutoff; `measures`."""
+        batch = to_batch(table)
+        ids = {feature: batch.column(f"feature_{feature}") for feature in self.encoding.event_features}
+        closes = ids[self.encoding.token_feature] == self.closing
         is_empty = ~np.any([*ids.values()], axis=0) & ~closes
-        return {
+        counts: dict[str, Any] = {
             kind: {name: int(((column == value) & ~closes).sum()) for name, column in ids.items()}
             for kind, value in (("missing", MISSING_ID), ("unknown", UNKNOWN_ID))
-        } | {"events": {"ends_of_visit": int(closes.sum()), "empty": int(is_empty.sum())}}
+        }
+        counts |= {"ends_of_visit": int(closes.sum()), "empty": int(is_empty.sum()), "measures": self.measure(batch)}
+        return counts | count_cases(batch, self.schema)
 
     def measure(self, batch: Customers) -> dict[str, int]:
         """Measures what kind of log it is by the target events of rows in the training period; the recipe of
@@ -222,6 +225,24 @@ class ShardEncoder:
             "visits": int(opens_visit.sum()),
             "targets": len(targets),
         }
+
+
+def add_counts(totals: dict, counts: Mapping, sign: int = 1) -> None:
+    """Adds counts to totals of the same names, or takes them away (`sign` -1); a mapping holds more of them."""
+    for name, value in counts.items():
+        if isinstance(value, Mapping):
+            add_counts(totals.setdefault(name, {}), value, sign)
+        else:
+            totals[name] = totals.get(name, 0) + sign * value
+
+
+def check_empty(totals: dict) -> None:
+    """Takes the number of events without any value out of the totals. Raises `ValueError` if there is one."""
+    if empty := totals.pop("empty"):
+        raise ValueError(
+            f"{empty} events have no value in any feature; leave them out of the log, or add a feature that is "
+            "always there, such as {name: hour, kind: hour}."
+        )
 
 
 def write_shard(table: pa.Table, path: Path) -> dict:

@@ -7,7 +7,7 @@ fitted comes from period 0. The events of one period stand together in a custome
 """
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -140,13 +140,17 @@ def choose_events(events: Table, schema: EventSchema, cache: Callable[..., Table
             test_events=(_.period == 2).sum(),
         )
     )
-    if schema.order is None and counts["last"] > datetime.now(UTC).timestamp() + SECONDS_PER_DAY:
-        customer = latest.filter(_.second == counts["last"]).customer_id.min().to_pyarrow().as_py()
+    return latest, counts
+
+
+def warn_of_future(events: Table, last: int, schema: EventSchema) -> None:
+    """Warns if the last event is not yet."""
+    if schema.order is None and last > datetime.now(UTC).timestamp() + SECONDS_PER_DAY:
+        customer = events.filter(_.second == last).customer_id.min().to_pyarrow().as_py()
         logger.warning(
-            f"Customer {customer!r} has an event of {to_iso(counts['last'])}, which is not yet: the clock of a source "
+            f"Customer {customer!r} has an event of {to_iso(last)}, which is not yet: the clock of a source "
             "may be wrong. Such events count as their customers' latest; correct them, or leave them out."
         )
-    return latest, counts
 
 
 def _drop_and_count(events: Table, schema: EventSchema, cache: Callable[..., Table]) -> tuple[Table, dict]:
@@ -250,7 +254,7 @@ def fit(
             elif spec.kind == DAYS_SINCE_VISIT:
                 bins[spec.name] = fit_bins(days_between_visits(training), spec.bins)
             elif spec.name in columns:
-                values = fit_values(_each_value(columns[spec.name], spec), spec)
+                values = fit_values(_each_value(columns[spec.name]), spec)
                 later: list[list[str]] = [[], []]
                 if spec in schema.features and spec != schema.token_feature:  # kinds decide what a target is
                     later = find_later_values(events, names[spec.name], spec, len(values), schema)
@@ -299,9 +303,9 @@ def check_same_features(extractor: MCMFeatureExtractor, schema: EventSchema) -> 
             )
 
 
-def _each_value(column: Value, spec: FeatureSpec) -> Value:
+def _each_value(column: Value) -> Value:
     """The column, with each of several values of an event."""
-    return column if spec.item is None else column.unnest()
+    return column.unnest() if column.type().is_array() else column
 
 
 def _count_values(column: Value, spec: FeatureSpec) -> Table:
@@ -335,12 +339,45 @@ def fit_values(column: Value, spec: FeatureSpec) -> list[str]:
     return values["value"].to_pylist()
 
 
-def find_new_values(events: Table, name: str, spec: FeatureSpec, known: Sequence[str]) -> list[str]:
-    """Finds the values of a column of events that are not known and frequent enough, the most frequent first."""
-    counts = _count_values(_each_value(events[name], spec), spec).to_pyarrow()
-    new = counts.filter(pc.invert(pc.is_in(counts["value"], pa.array(known, pa.string()))))
-    values = new.sort_by([("number", "descending"), ("value", "ascending")])["value"].to_pylist()
-    return values[: max((spec.max_values or MOST_VALUES) - len(known), 0)]
+def add_values(
+    log: Table, events: Table, schema: EventSchema, extractor: MCMFeatureExtractor, folder: Path
+) -> tuple[MCMFeatureExtractor, Table]:
+    """Adds the values of new events that are frequent enough in the whole log, which holds these events, to the ends
+    of a feature extractor's vocabularies, in the order in which they became so. Kinds of events stay: they decide what
+    a target is. Returns it, and the customers whose rows change: those of the events, and those who have a value that
+    is now known. `folder` is for files of values."""
+    vocabularies, customers = dict(extractor.vocabularies), events.select("customer_id")
+    for name, spec in RowReader(schema).stored.items():
+        if spec.name not in vocabularies or spec == schema.token_feature:
+            continue
+        known, new = vocabularies[spec.name], _each_value(events[name]).name("value").as_table()
+        counts = _count_values(_each_value(log[name]), spec).semi_join(new, "value").to_pyarrow()
+        counts = counts.filter(pc.invert(pc.is_in(counts["value"], pa.array(known, pa.string()))))
+        room = (spec.max_values or MOST_VALUES) - len(known)
+        if room < 1 or not len(counts):
+            continue
+        pq.write_table(counts, path := folder / f"{name}.parquet")
+        having = log.select("customer_id", value=_each_value(log[name]), moment=log.second)
+        having = having.semi_join(log.get_backend().read_parquet(path), "value")
+        customers = customers.union(having.select("customer_id"))
+        found = _find_decisive(having, spec)["value"].to_pylist()[:room]
+        values = [*known, *found]
+        vocabularies |= {feature: values for feature, source in schema.sources.items() if source == spec.name}
+        logger.info(f"{len(found):,} new values of {spec.name}, such as {found[0]!r}.")
+    grown = [feature for feature, values in vocabularies.items() if values != extractor.vocabularies[feature]]
+    before = {feature: extractor.layout.sizes[feature] for feature in grown}
+    sizes = {cutoff: before | extractor.known.get(cutoff, {}) for cutoff in CUTOFFS}
+    return extractor.with_values(vocabularies, sizes), customers.drop_null().distinct()
+
+
+def count_known(events: Table, log: Table, schema: EventSchema) -> int:
+    """Counts the rows of new events that a log has already: rows that are equal, as often as it has them. In a log
+    whose order is that of its rows it counts a part of the log, which may have begun at any row."""
+    if schema.order != ROWS:
+        return count_rows(events.intersect(log.filter(log.second >= events.second.min()), distinct=False))
+    same = [events[name].identical_to(log[name]) for name in events.columns if name != "second"]
+    shifts = events.join(log, same).select(shift=log.second - events.second)
+    return shifts.group_by("shift").agg(rows=_.count()).rows.max().to_pyarrow().as_py() or 0
 
 
 def find_later_values(
@@ -348,19 +385,23 @@ def find_later_values(
 ) -> list[list[str]]:
     """Finds the values of a column of events that training has not, or too rarely, beside its `number` of values:
     those that are frequent enough by the end of period 1, and by the end of the log, in the order in which they became
-    so: by the time of the event that made them frequent enough, and by their text. So what comes after a time has no
-    effect on the ids before it. `max_values` holds for all together."""
+    so. So what comes after a time has no effect on the ids before it. `max_values` holds for all together."""
     moment = events.period.cast("int64") if schema.leaves_one_out else events.second
-    table = events.select(value=_each_value(events[name], spec), period=events.period, moment=moment)
+    table = events.select(value=_each_value(events[name]), period=events.period, moment=moment)
     table = table.filter(table.value.notnull())
     counts = table.group_by("value").agg(number=_.count(), trained=(_.period == 0).sum())
     new = counts.filter((counts.number >= spec.min_count) & (counts.trained < spec.min_count))
-    place = ibis.row_number().over(group_by="value", order_by=["moment", "period"])
-    decisive = table.semi_join(new, "value").mutate(place=place).filter(_.place == spec.min_count - 1)
-    found = decisive.select("value", "moment", "period").to_pyarrow()
-    found = found.sort_by([("moment", "ascending"), ("value", "ascending")])
+    found = _find_decisive(table.semi_join(new, "value"), spec)
     found = found.slice(0, max((spec.max_values or MOST_VALUES) - number, 0))
     return [found.filter(pc.equal(found["period"], period))["value"].to_pylist() for period in (1, 2)]
+
+
+def _find_decisive(events: Table, spec: FeatureSpec) -> pa.Table:
+    """Finds the event that makes each value frequent enough: in the order of their moments, those of one moment by
+    the text of the value."""
+    place = ibis.row_number().over(group_by="value", order_by="moment")
+    decisive = events.mutate(place=place).filter(_.place == spec.min_count - 1).to_pyarrow()
+    return decisive.sort_by([("moment", "ascending"), ("value", "ascending")])
 
 
 def days_between_visits(events: Table) -> FloatingValue:

@@ -26,9 +26,9 @@ from modeling_mcm.candidates_mcm import SEEN
 from modeling_mcm.checkpoint_mcm import damage
 from modeling_mcm.configuration_mcm import FIRST_LABEL
 from modeling_mcm.data import read_known
-from modeling_mcm.data.cases import CUTOFFS, to_batch
+from modeling_mcm.data.cases import to_batch
 from modeling_mcm.data.collator import batches_by_length, map_on_cores
-from modeling_mcm.data.dataset import END, IDENTITY_FILE, PreparedData, cut_columns
+from modeling_mcm.data.dataset import IDENTITY_FILE, PreparedManifest
 from modeling_mcm.data.offers import load_actions
 from modeling_mcm.data.tables import read_table_file
 from modeling_mcm.events_mcm import check_columns, to_ids
@@ -222,10 +222,7 @@ class BatchScorer:
         else:
             labels = {task: self.asked.candidates.values(task) for task in job.tasks}  # type: ignore[union-attr]
         self.values = {task: pa.array([*[None] * FIRST_LABEL, *values]) for task, values in labels.items()}
-        data = PreparedData(job.data, END)
-        self.shards = data.manifest.shards
-        sizes = zip(extractor.feature_names, extractor.vocabulary_sizes, data.extractor.vocabulary_sizes, strict=True)
-        self.known = {name: size for name, size, stored in sizes if size < stored}  # what the model knows of the data
+        self.shards = PreparedManifest.load(job.data).shards
 
     def _read_questions(self) -> Questions:
         """What the job asks."""
@@ -271,10 +268,9 @@ class BatchScorer:
         for shard in self.shards:
             first, end = max(indices.start - start, 0), indices.stop - start  # among the rows of the shard
             if first < min(end, shard["rows"]):
-                rows = pq.read_table(Path(job.data, shard["file"]), columns=columns)[first:end]
-                tables += [cut_columns(part, CUTOFFS[0], self.known) for part in rows.to_batches()]
+                tables.append(pq.read_table(Path(job.data, shard["file"]), columns=columns)[first:end])
             start += shard["rows"]
-        return to_batch(pa.Table.from_batches(tables))
+        return to_batch(pa.concat_tables(tables)).known(self.extractor.layout.sizes)  # the data may be newer
 
     def score(self, rows: Rows) -> pa.Table:
         """Scores some customers. Customers of similar length share a batch. Returns `pyarrow.Table`: one row per

@@ -17,9 +17,10 @@ from forked_runs import kill_at
 from in_process import call
 
 from modeling_mcm.commands import predict
-from modeling_mcm.data import EventSchema, load_prepared
+from modeling_mcm.data import EventSchema, PreparedData, load_prepared
 from modeling_mcm.folders import locked
 from modeling_mcm.preparation import prepare
+from modeling_mcm.preparation.refresh import add_events
 
 FORGET = "modeling_mcm.commands.forget"
 THEY = ["c05", "c21"]
@@ -208,8 +209,12 @@ SPOILED = {
     "a damaged shard": (damage_a_shard, "is missing or not the file of the manifest"),
     "a file without the customers' column": (write("log/a.parquet", OTHER), "a.parquet has no column 'who'"),
     "another log": (
-        lambda place: (place / "log/a.parquet").rename(place / "log/z.parquet"),
-        "was prepared from a.parquet, late/b.parquet, and",
+        lambda place: pd.read_parquet(place / "log/a.parquet").iloc[1:].to_parquet(place / "log/a.parquet"),
+        "was prepared from a.parquet, late/b.parquet, and --events has a.parquet, b.parquet, with other rows",
+    ),
+    "a file more": (
+        lambda place: shutil.copy(place / "log/a.parquet", place / "log/c.parquet"),
+        "with other rows: give",
     ),
 }
 
@@ -229,6 +234,41 @@ def test_what_is_no_parquet_is_refused(place, forget):
     words = "--data text --events log.csv --profile profile.parquet"
     forget(words, fails="log.csv is a text file, and customers are deleted from")
     forget("--data data --events log", fails="and --profile has nothing")
+
+
+def test_a_data_set_that_days_were_added_to_loses_no_event_of_others(place, forget):
+    """Files of the days have one name in folders of their own."""
+    late = pd.read_parquet(place / "log" / "late" / "b.parquet")
+    days = [late[late["when"] < "2017-12-01"], *(day for _, day in late[late["when"] >= "2017-12-01"].groupby("when"))]
+    for number, day in enumerate(days[:3]):
+        (place / f"day={number}").mkdir()
+        day.to_parquet(place / f"day={number}" / "events.parquet")
+    (place / "day=1" / "events.parquet").rename(place / "day=1" / "renamed.parquet")
+    options = {"profile": place / "profile.parquet", "overwrite": True}
+    prepare([place / "log" / "a.parquet", place / "day=0"], EventSchema.from_dict(SCHEMA), place / "data", **options)
+    for number in (1, 2):
+        (place / f"scratch-{number}").mkdir()
+        source = [str(path) for path in (place / f"day={number}").iterdir()]
+        add_events(PreparedData(place / "data"), source, place / "next", place / f"scratch-{number}")
+        shutil.rmtree(place / "data")
+        (place / "next").rename(place / "data")
+    assert len(PreparedData(place / "data").manifest.input["events"]["files"]) == 4
+    before, expected = bytes_of(place), [name for name in customers(place / "data") if name not in THEY]
+    (place / "day=3").mkdir()
+    days[3].to_parquet(place / "day=3" / "events.parquet")
+    everything = ["log/a.parquet", "day=0", "day=1", "day=2"]
+    lacks = [everything[:place_] + everything[place_ + 1 :] for place_ in range(4)]
+    for events in (*lacks, [*everything[:3], "day=3"], [*everything, "day=3"]):
+        options = f"--data data --profile profile.parquet --events {' '.join(events)}"
+        forget(options, fails="with other rows: give all that it was prepared from")
+        assert bytes_of(place) == before
+    whole = PreparedData(place / "data").rows.to_list()
+    options = f"--data data --profile profile.parquet --events {' '.join(everything)}"
+    kill_at(2, ["os.replace", "os.rename"], call, FORGET, *find_words(place, options))
+    assert GONE in forget(options)
+    assert customers(place / "data") == expected
+    assert PreparedData(place / "data").rows.to_list() == [row for row in whole if row["customer_id"] not in THEY]
+    assert GONE in forget(options.replace("--data", "--check_only true --data"))
 
 
 @pytest.mark.parametrize("moment", range(1, 10))

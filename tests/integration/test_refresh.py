@@ -105,22 +105,21 @@ def test_rows_are_those_of_the_whole_log(tmp_path, changes, monkeypatch):
     if not changes:  # on another disk
         monkeypatch.setattr(os, "link", lambda *_: open(tmp_path / "other disk"))
     first, *days = split(LOG)
-    days[2] = pd.concat([days[2], days[0].head(2)])  # twice
+    days[0] = pd.concat([days[0], first.head(2)])  # twice
     schema = schema_with(**changes)
     prepare(first, schema, tmp_path / "data-0", profile=PROFILE, rows_per_shard=10)
-    for number in (1, 0, 2, 3):  # an older day comes late
+    for number in (1, 0, 3):  # an older day comes late
         scratch = tmp_path / f"scratch-{number}"
         scratch.mkdir()
         last = max(tmp_path.glob("data-*"), key=lambda path: int(path.name[5:]))
         add_events(PreparedData(last), days[number], tmp_path / f"data-{int(last.name[5:]) + 1}", scratch)
-    refreshed = PreparedData(tmp_path / "data-4", END)
+    refreshed = PreparedData(tmp_path / "data-3", END)
     assert "item 99" in refreshed.extractor.vocabularies["items"]
     prepare(pd.concat([first, *days]), schema, tmp_path / "whole", PROFILE, refreshed.extractor, rows_per_shard=10)
     whole = PreparedData(tmp_path / "whole", END)
     assert refreshed.rows.to_list() == whole.rows.to_list()
-    assert refreshed.manifest.counts["customers"] == whole.manifest.counts["customers"]
-    assert refreshed.manifest.counts["last"] == whole.manifest.counts["last"]
-    assert refreshed.manifest.counts["rows"] == whole.manifest.counts["rows"]
+    assert refreshed.manifest.counts == whole.manifest.counts
+    assert refreshed.manifest.measures == whole.manifest.measures
 
 
 def test_counts_without_a_customer_are_those_of_a_log_without_her(current, tmp_path):
@@ -166,12 +165,38 @@ def test_a_frame_is_refreshed_as_a_folder_is(current, tmp_path):
     refreshed = model.refresh(days[0]).refresh(days[1])
     assert "c99" in refreshed.customers and "c99" not in model.customers
     run_mcm("refresh", model=current / "run", events=current / "day-0.parquet", output_dir=tmp_path / "one")
+    records = {"pretraining.json": (current / "run" / "pretraining.json").read_text(), "evaluation.json": "{}"}
+    records["finetuning.json"] = '{"yardstick_weights": [[1], [2]]}'
+    for name, text in records.items():
+        (tmp_path / "one" / name).write_text(text)
     run_mcm("refresh", model=tmp_path / "one", events=current / "day-1.parquet", output_dir=tmp_path / "two")
+    assert {name: (tmp_path / "two" / name).read_text() for name in records} == records
     loaded = CustomerModel.load(tmp_path / "two", pd.concat([first, *days[:2]]))
     pd.testing.assert_frame_equal(refreshed.recommend(["c99", "c01"]), loaded.recommend(["c99", "c01"]))
     assert "item 99" in set(refreshed.recommend(["c99"], k=40, tasks=["items"])["label"])
     with pytest.raises(ValueError, match="no row"):
         model.refresh(days[0].head(0))
+
+
+def test_an_earlier_model_reads_a_refreshed_log_as_it_knows_it(current, tmp_path, capsys):
+    for number in range(2):
+        model = tmp_path / str(number - 1) if number else current / "run"
+        refresh(model, str(current / f"day-{number}.parquet"), tmp_path / str(number))
+    options = {"data": tmp_path / "1" / "data", "total": "visits", "forecast_days": 20}
+    for name, model in {"earlier": current / "run", "own": tmp_path / "1"}.items():
+        run_mcm("predict", model=model, output_dir=tmp_path / name, **options)
+    assert capsys.readouterr().out.count("visits in 20 days from 2017-12-25") == 2
+    earlier, extractor = load(current / "run")[1], PreparedData(options["data"], END).extractor
+    assert max(map(len, extractor.vocabularies.values())) > max(map(len, earlier.vocabularies.values()))
+
+
+def test_a_log_that_ends_before_the_models_counts_is_refused(current, tmp_path):
+    refresh(current / "run", str(current / "day-0.parquet"), tmp_path / "one")
+    with pytest.raises(ValueError, match="data has .* events until .*, and the model counts .* would be lost"):
+        refresh(tmp_path / "one", str(current / "day-1.parquet"), tmp_path / "two", data=current / "data")
+    refresh(tmp_path / "one", str(current / "day-1.parquet"), tmp_path / "two", data=tmp_path / "one" / "data")
+    refresh(current / "run", str(current / "day-1.parquet"), tmp_path / "ahead", data=tmp_path / "one" / "data")
+    assert load(tmp_path / "ahead")[0].config.counted == load(tmp_path / "two")[0].config.counted
 
 
 def test_what_is_judged_knows_nothing_after_its_cutoff(tmp_path):
@@ -336,6 +361,9 @@ def test_a_customer_is_forgotten_in_a_refreshed_data_set(current, tmp_path):
     names.write_text("c01")
     PROFILE.to_parquet(tmp_path / "profile.parquet")
     run_mcm("forget", customers=names, data=run / "data", events=log, profile=tmp_path / "profile.parquet")
+    day = split(LOG)[2]
+    counted = refresh(run, day[day["who"] != "c01"], tmp_path / "next")  # the model counts more than is left
+    assert counted["events"] < load(run)[0].config.counted["events"]
     left = PreparedData(run / "data", END)
     assert "c01" not in left.rows["customer_id"] and len(left.rows) > 20
     for path in (run / "data" / "log").iterdir():

@@ -338,6 +338,24 @@ def test_7_and_its_text_are_one_customer(fitted, log):
     pd.testing.assert_frame_equal(*lists)
 
 
+def test_events_that_the_model_has_are_refused_and_new_ones_count_once(fitted, log):
+    model = fitted[0]
+    days = [log.tail(12).assign(when=log["when"].max() + pd.Timedelta(days=day), basket=None) for day in (1, 2)]
+    again = "new events are a part of the log already"
+    first = model.refresh(days[0])
+    both = first.refresh(days[1])
+    assert both.model.config.counted["events"] == model.model.config.counted["events"] + len(pd.concat(days))
+    for known, events, number in (
+        (model, log, len(log)),
+        (first, days[0], 12),
+        (both, days[0].sample(frac=1, random_state=0), 12),
+        (both, pa.Table.from_pandas(pd.concat([log, *days])), len(log) + 24),
+        (first, pd.concat(days), 12),
+    ):
+        with pytest.raises(ValueError, match=f"^{number:,} of {len(events):,} {again}, and would count twice: leave"):
+            known.refresh(events)
+
+
 def test_a_saved_model_gives_the_same(fitted, log, tmp_path):
     model, folder = fitted
     model.save(tmp_path / "shop")
@@ -553,6 +571,8 @@ def test_who_leaves_is_learned_from_a_table(bank, tmp_path):
     assert list(chances) == ["predicted_0", "predicted_1"] and np.allclose(chances.sum(axis=1), 1)
     worth = tuned.table("predicted_1 > .2 and paid_90d > 50", since_days=7)
     assert 0 < len(worth) < len(chances) and "predicted_1_change" in worth
+    day = log.payments.tail(20).assign(booked=f"{tuned.as_of + pd.Timedelta(days=1):%d.%m.%Y %H:%M:%S}")
+    assert list(tuned.refresh(day).evaluate(log.labels).index) == ["MCM", "counts"]
     tuned.save(tmp_path / "churn")
     loaded = CustomerModel.load(tmp_path / "churn", log.payments)
     pd.testing.assert_frame_equal(loaded.predict(), chances)
@@ -599,6 +619,12 @@ def test_further_columns_are_features(bank, tmp_path, caplog):
     pd.testing.assert_frame_equal(CustomerModel.load(tmp_path, log.payments).predict(table), chances)
     with pytest.raises(ValueError, match="Column 'as_of' is null in 1 rows"):
         own.predict(table.assign(as_of=table["as_of"].where(table.index > table.index[0])))
+
+    others = table.head(9).assign(age=99.0)  # of the same customers and times
+    found = own.predict(pd.concat([table, others]))
+    assert len(found) == len(table) + 9 and found.index.names == ["as_of", "customer"]
+    for place, values in own.predict(others).iterrows():
+        assert found.loc[[place]].to_numpy().tolist() == [chances.loc[place].tolist(), values.tolist()]
 
     name, held = own.customers[0], {"kind": "worker", "age": 20, "vip": False}
     ask = lambda **columns: own.predict([name], columns={name: columns})["predicted_1"].item()  # noqa: E731

@@ -27,6 +27,17 @@ def draw_customer(generator, length):
     return events
 
 
+def to_inputs(customers):
+    """The events of customers as model inputs: labels, visits, times, kinds."""
+    number = len(customers)
+    labels, visits = torch.zeros(number, PADDED, 2, dtype=torch.long), torch.zeros(number, PADDED, dtype=torch.long)
+    columns = labels, visits, torch.zeros(number, PADDED), torch.zeros(number, PADDED, dtype=torch.long)
+    for place, events in enumerate(customers):
+        for column, values in zip(columns, zip(*events, strict=True), strict=False):
+            column[place, : len(events)] = torch.tensor(values)
+    return columns
+
+
 def draw_tables(generator, has_times):
     tables = [LabelTables(size) for size in SIZES]
     for table, size in zip(tables, SIZES, strict=True):
@@ -175,11 +186,6 @@ def test_each_number_is_that_of_a_loop(has_times, counted):
     customers = [draw_customer(generator, length) for length in (0, 1, 1, 2, 3, 5, 8, 13, *[PADDED] * 8)]
     ends = [(events[-1][2] if events else 0.0) + float(generator.integers(3)) * 4 for events in customers]
     tables, number = draw_tables(generator, has_times), len(customers)
-    labels, visit_ids = torch.zeros(number, PADDED, 2, dtype=torch.long), torch.zeros(number, PADDED, dtype=torch.long)
-    times, kinds = torch.zeros(number, PADDED), torch.zeros(number, PADDED, dtype=torch.long)
-    for place, events in enumerate(customers):
-        for column, values in zip((labels, visit_ids, times, kinds), zip(*events, strict=True), strict=False):
-            column[place, : len(events)] = torch.tensor(values)
     readout, counts, visits = None, [table.counts.expand(number, -1, -1) for table in tables], [[VISITS] * number] * 2
     given = {}
     if counted != "at the end":
@@ -190,7 +196,7 @@ def test_each_number_is_that_of_a_loop(has_times, counted):
         )
         readout = [Readout(scores, vectors), None]
         given = {"counts": counts, "visits": visits, "readout": readout}
-    history = LabelHistory.from_batch(labels, visit_ids, times, kinds, torch.tensor(ends))
+    history = LabelHistory.from_batch(*to_inputs(customers), torch.tensor(ends))
     found = candidate_features(history, tables, **given)
     assert len(found.label) == number * (sum(SIZES) - 4)  # so few labels are all candidates
     for row in range(2 * number):
@@ -205,6 +211,19 @@ def test_each_number_is_that_of_a_loop(has_times, counted):
             assert values.keys() == {each.name for each in FEATURES}
             for each, value in zip(FEATURES, numbers.tolist(), strict=True):
                 assert value == pytest.approx(values[each.name], rel=1e-4, abs=2e-5), (row, label, each.name)
+
+
+def test_a_history_reads_no_event_after_the_time_of_the_prediction():
+    generator = np.random.default_rng(3)
+    drawn = [draw_customer(generator, length) for length in (0, 1, 1, 3, 8, *[PADDED] * 8)]
+    customers = [[(labels, visit + 1, time, kind) for labels, visit, time, kind in events] for events in drawn]
+    ends = [events[len(events) // 3][2] - float(generator.integers(2)) if events else 0.0 for events in customers]
+    kept = [[event for event in events if event[2] <= end] for events, end in zip(customers, ends, strict=True)]
+    assert sum(map(len, kept)) < sum(map(len, customers)) - 50 and [] in kept[1:]
+    whole, cut = (LabelHistory.from_batch(*to_inputs(each), torch.tensor(ends)) for each in (customers, kept))
+    for name, value in whole._asdict().items():
+        torch.testing.assert_close(value, getattr(cut, name), rtol=0, atol=0, msg=name)
+    assert whole.is_new.tolist() == [not events for events in kept]
 
 
 def test_each_number_has_a_name_of_its_own():
