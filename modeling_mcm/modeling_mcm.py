@@ -236,17 +236,21 @@ def select_latest(
     input_ids: Tensor, attention_mask: Tensor, visit_ids: Tensor | None, most: int
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Selects the start row and the latest events of each customer, `most` rows in all, from inputs `(B, L, J)` and
-    `(B, L)`. Visits are counted from 1 again."""
-    if torch.compiler.is_exporting() or input_ids.shape[1] <= most:  # whose inputs are as long as its example
+    `(B, L)`; of an export, whose sizes are those of its inputs, the others are padding. A cut history's visits are
+    counted from 1 again."""
+    length, is_exporting = input_ids.shape[1], torch.compiler.is_exporting()
+    if not is_exporting and length <= most:
         return input_ids, attention_mask, visit_ids
-    place = torch.arange(most, device=input_ids.device)
+    place = torch.arange(length if is_exporting else most, device=input_ids.device)
+    is_read = place < most
     left_out = (attention_mask.long().sum(1, keepdim=True) - most).clamp(min=0)  # (B, 1)
-    place = torch.where(place > 0, place + left_out, 0)  # (B, most)
+    place = torch.where(place > 0, place + left_out, 0).clamp(max=length - 1)  # (B, L or most)
     input_ids = input_ids.gather(1, place[..., None].expand(-1, -1, input_ids.shape[2]))
-    attention_mask = attention_mask.gather(1, place)
+    attention_mask = attention_mask.gather(1, place) * is_read
     if visit_ids is not None:
         visit_ids = visit_ids.gather(1, place)
-        visit_ids = (visit_ids - visit_ids[:, 1:2] + 1).clamp(min=0).index_fill(1, place.new_zeros(1), 0)
+        before = (visit_ids[:, :2].amax(1, keepdim=True) - 1) * (left_out > 0)  # (B, 1): visits of which none is read
+        visit_ids = (visit_ids - before).clamp(min=0).index_fill(1, place.new_zeros(1), 0)
     return input_ids, attention_mask, visit_ids
 
 
@@ -534,6 +538,9 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
         history |= {"attention_mask": attention_mask, "as_of": as_of}
         outputs = self.model(**history, event_values=event_values, parts=parts, **kwargs)
         ends = prefix_ends
+        if ends is not None and input_ids.shape[1] > self.config.max_events:
+            most = f"the encoder reads the latest {self.config.max_events} (max_events): keep these"
+            raise ValueError(f"`prefix_ends` of histories of {input_ids.shape[1]} rows, and {most}.")
         if ends is not None and self.config.encoder_unit == "visit":
             ends = cast(Any, visit_ids).gather(1, ends)  # units
         loss = by_task = logits = None

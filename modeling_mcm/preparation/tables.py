@@ -40,6 +40,7 @@ with needs("data"):
 logger = logging.get_logger(__name__)
 
 LARGEST_AMOUNT = 1e15
+NAMED = 3  # customers whom a warning names
 LEAST_TARGET_VISITS = 3  # one for training, one for validation and one for the test
 
 
@@ -200,8 +201,9 @@ def _with_visit_key(events: Table) -> Table:
 
 def keep_latest(events: Table, most: int) -> tuple[Table, dict[str, int]]:
     """Leaves out all but the latest events of each customer in each period; each period by itself, so that the events
-    before a cutoff never depend on what comes after it. Returns the events that stay; and `dropped_excess` (number of
-    events left out) and `customers_with_excess` (number of customers that had too many)."""
+    before a cutoff never depend on what comes after it. Warns of the customers. Returns the events that stay; and
+    `dropped_excess` (number of events left out) and `customers_with_excess` (number of customers that had too
+    many)."""
     keys = ["customer_id", "period"]
     long = events.group_by(keys).agg(number=_.count()).filter(_.number > most)
     counts = _one_row(
@@ -209,6 +211,13 @@ def keep_latest(events: Table, most: int) -> tuple[Table, dict[str, int]]:
     )
     if not counts["dropped_excess"]:
         return events, counts
+    worst = long.group_by("customer_id").agg(number=_.number.max()).order_by(ibis.desc("number"), "customer_id")
+    named = [f"{row['customer_id']!r} ({row['number']:,})" for row in worst.limit(NAMED).to_pyarrow().to_pylist()]
+    logger.warning(
+        f"Customers with more than {most:,} events in a period, {counts['customers_with_excess']:,} in all, lost their "
+        f"earliest there, {counts['dropped_excess']:,} in all: {', '.join(named)}. Leave them out of the log if they "
+        "are bots, or raise `max_events_per_customer` in the schema."
+    )
     cut = events.semi_join(long, keys)
     # All columns decide, so that the same events are left out whatever the order of the input.
     times = ("second", "nanosecond")

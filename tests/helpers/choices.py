@@ -57,6 +57,7 @@ def from_data(extractor):
         "features": extractor.feature_names,
         "vocabulary_sizes": extractor.vocabulary_sizes,
         "tasks": extractor.tasks,
+        "max_events": extractor.max_events,
     }
 
 

@@ -162,9 +162,10 @@ def test_every_edited_setting_is_refused_by_its_name_and_those_that_decide_nothi
             with pytest.raises(CheckpointError, match=f"{file} .*has another `{name}`|{file} has another `{name}`"):
                 kind.from_pretrained(tied)
         (tied / file).write_text(json.dumps(saved))
-    update_json(tied / "config.json", hidden_dropout_prob=0.5, forecast_days=[3.0])
+    update_json(tied / "config.json", hidden_dropout_prob=0.5, forecast_days=[3.0], max_events=7)
     update_json(tied / "preprocessor_config.json", max_events=7)
-    assert MCMModel.from_pretrained(tied).config.forecast_days == [3.0]
+    config = MCMModel.from_pretrained(tied).config
+    assert (config.forecast_days, config.max_events) == ([3.0], 7)
     assert MCMFeatureExtractor.from_pretrained(tied).max_events == 7
 
 

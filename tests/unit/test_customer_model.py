@@ -550,6 +550,33 @@ def test_files_are_one_log(tmp_path):
     assert pa.table(expected).num_rows == 50
 
 
+def test_a_customer_with_many_lines_a_visit_is_read_whole():
+    """One who comes every third day for 20 lines: the latest 300 events are but a third of the visits. How many events
+    the encoder reads changes nothing of what is counted, of forecasts, and of a head."""
+    draw, rows = np.random.default_rng(0), []
+    for customer in range(60):
+        every, lines = (3, 20) if customer == 0 else (int(draw.integers(10, 40)), 3)
+        for day in range(int(draw.integers(every)), 300, every):
+            time = pd.Timestamp("2024-01-01") + pd.Timedelta(days=day, hours=int(draw.integers(8, 20)))
+            items = draw.choice(60, lines, replace=False)
+            rows += [{"who": f"c{customer:02}", "time": time, "item": f"item {item}", "paid": 1.0} for item in items]
+    log = pd.DataFrame(rows)
+    labels = pd.DataFrame({"who": log["who"].unique(), "time": log["time"].max(), "likes": np.arange(60) % 2})
+    by_default, few = (CustomerModel.fit(log, given, learn=False) for given in ({}, {"max_events": 20}))
+    found = by_default.forecast(["c00"], days=[90])
+    assert found["visits_90d"].item() == pytest.approx(30, rel=0.1)
+    assert (by_default.model.config.max_events, few.model.config.max_events) == (300, 20)
+    torch.testing.assert_close(few.model.state_dict(), by_default.model.state_dict(), rtol=0, atol=0)
+    for ask in (
+        CustomerModel.recommend,
+        CustomerModel.forecast,
+        CustomerModel.embed,
+        lambda model: model.similar("item 1"),
+        lambda model: model.finetune(labels).predict(),
+    ):
+        pd.testing.assert_frame_equal(ask(few), ask(by_default))
+
+
 @pytest.fixture(scope="module")
 def bank():
     """A bank, its model, and the model that was fine-tuned to who leaves."""

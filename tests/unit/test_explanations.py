@@ -87,14 +87,12 @@ def test_changes_are_those_of_the_model_without_a_visit(explained_model, extract
     json.dumps(asdict(why), allow_nan=False)
 
 
-@pytest.mark.parametrize(("max_events", "visits"), [(40, 3), (6, 2)])
-def test_events_after_now_are_ignored(explained_model, extractor, max_events, visits):
-    extractor.max_events = max_events
+def test_events_after_now_are_ignored(explained_model, extractor):
     model, as_of = explained_model("scorer"), "2017-02-01"
     whole, before = (
         explain(model, extractor, {"events": events}, "items", "item 01", as_of) for events in (EVENTS, EVENTS[:4])
     )
-    assert whole == before and len(whole.visits) == visits
+    assert whole == before and len(whole.visits) == 3
     assert whole.chance == pytest.approx(chance(model, extractor, EVENTS[:4], "items", "item 01", as_of=as_of))
 
 
@@ -124,12 +122,14 @@ def test_customer_without_history(explained_model, extractor):
     assert why.visits == [] and why.chance == why.baseline and why.words == "never yet"
 
 
-def test_long_history_is_cut_as_the_model_cuts_it(explained_model, extractor):
-    extractor.max_events = 8
+def test_visits_that_the_encoder_does_not_read_are_explained(explained_model, extractor):
     model = explained_model("scorer")
+    model.config.max_events = 3
     why = explain(model, extractor, {"events": EVENTS}, "items", "item 01")
     assert why.chance == pytest.approx(chance(model, extractor, EVENTS, "items", "item 01"))
-    assert len(why.visits) < len(set(DAYS)) and why.words.endswith(" ago (in the latest 7 events)")
+    assert len(why.visits) == len(set(DAYS)) and why.words.startswith("4 times")
+    (first,) = (visit for visit in why.visits if visit.time == EVENTS[0]["when"])
+    assert abs(first.without - why.chance) > 1e-3
 
 
 @pytest.mark.parametrize(

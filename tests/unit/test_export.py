@@ -13,6 +13,7 @@ from torch import nn
 from modeling_mcm import MCMFeatureExtractor, MCMForCustomerPrediction, MCMForMultiTaskRecommendation, MCMModel
 
 CHECKPOINT = "tests/fixtures/mcm-dummy"
+MOST = 16  # events that the encoder reads: fewer than some have, and more than those with whom a model is exported
 HEADS = {"prediction": MCMForCustomerPrediction, "scores": MCMForMultiTaskRecommendation}
 
 
@@ -26,7 +27,8 @@ class Exported(nn.Module):
 
     def __init__(self, part):
         super().__init__()
-        self.part, self.model = part, HEADS.get(part, MCMModel).from_pretrained(CHECKPOINT, num_labels=2).eval()
+        options = {"num_labels": 2, "max_events": MOST}
+        self.part, self.model = part, HEADS.get(part, MCMModel).from_pretrained(CHECKPOINT, **options).eval()
         if part == "prediction":
             torch.manual_seed(0)
             for weights in self.model.prediction_head.parameters():
@@ -63,7 +65,8 @@ def make_inputs(event_log, customers, events):
 def test_parts_of_models_are_exported(part, event_log, tmp_path):
     model, inputs, any_size = Exported(part), make_inputs(event_log, 7, 13), torch.export.Dim.DYNAMIC
     sizes = {name: dict.fromkeys(range(min(value.dim(), 2)), any_size) for name, value in inputs.items()}
-    others = [make_inputs(event_log, customers, events) for customers, events in ((1, 2), (3, 5), (9, 20), (1, 1))]
+    sizes_of_others = ((1, 2), (3, 5), (9, MOST + 4), (1, 1))
+    others = [make_inputs(event_log, customers, events) for customers, events in sizes_of_others]
     others.append(others[1] | {"as_of": others[1]["as_of"] - 1e4})  # before the first event
     others.append({name: value[:, :1] if value.dim() > 1 else value for name, value in others[1].items()})  # no event
     wanted = [model(**other) for other in others]  # before the export, in which counts are constant

@@ -145,13 +145,13 @@ def test_customer_without_history_has_the_start_row(extractor, events):
     assert batch["attention_mask"].tolist() == [[1]] and batch["event_times"].tolist() == [[0.0]]
 
 
-def test_long_history_keeps_the_latest_events(extractor):
+def test_long_history_keeps_all_events(extractor):
+    """More than `max_events`, which the encoder reads."""
     events = [event(f"2017-01-{day:02d}", "click", price=day % 3) for day in range(1, 21)]
     whole, row = extractor({"events": events}), extractor.encode({"events": events})
-    assert whole["input_ids"][0, :, 2].tolist() == [MISSING, *row["feature_a.b"][-7:]]  # of eight, the start row first
-    assert whole["event_times"][0].tolist() == [0.0, *range(7)]
-    assert extractor.pad([row], max_events=1)["input_ids"].shape[1] == 1
-    assert extractor.pad([row], max_events=100)["input_ids"].shape[1] == 1 + len(events)
+    assert extractor.max_events == 8
+    assert whole["input_ids"][0, :, 2].tolist() == [MISSING, *row["feature_a.b"]]
+    assert whole["event_times"][0].tolist() == [0.0, *range(20)]
 
 
 def test_times_ascend_where_visits_overlap(extractor):
@@ -174,14 +174,13 @@ def test_batching_pads_with_zeros(extractor):
 
 def test_masked_next_event_is_unknown(extractor):
     rows = [extractor.encode(customer) for customer in (CUSTOMER, {"events": []})]
-    plain, masked = (extractor.pad(rows, 100, return_tensors="np", mask_next=masked) for masked in (False, True))
+    plain, masked = (extractor.pad(rows, return_tensors="np", mask_next=masked) for masked in (False, True))
     for place, row in enumerate(rows):
         end = 1 + len(row["times"])
         assert all(np.array_equal(masked[key][place, :end], plain[key][place, :end]) for key in plain)
         assert masked["input_ids"][place, end].tolist() == [UNKNOWN] * 6 + [0, 0]
         assert masked["attention_mask"][place].sum() == end + 1
         assert masked["visit_ids"][place, end] == plain["visit_ids"][place].max() + 1
-    assert extractor.pad(rows, max_events=3, mask_next=True)["input_ids"].shape[1] == 3
 
 
 def test_own_ids_are_those_of_no_value_of_the_log(extractor):

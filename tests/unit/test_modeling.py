@@ -15,7 +15,6 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from modeling_mcm import MCMForMultiTaskRecommendation
 from modeling_mcm.configuration_mcm import FIRST_LABEL
-from modeling_mcm.inputs_mcm import first_kept
 
 LAYOUTS = {
     f"{attention} {unit}": {"augmentation": augmentation, "encoder_unit": unit}
@@ -229,13 +228,45 @@ def test_each_class_leaves_out_the_weights_that_it_says_alone(tiny_config):
     assert not MCMForMultiTaskRecommendation(tiny_config())._keys_to_ignore_on_load_unexpected
 
 
-@pytest.mark.parametrize("window", [1, 7, 8, 39, 2047])
-def test_first_event_read_moves_in_steps(window):
-    starts = [first_kept(events, window) for events in range(4 * window)]
-    kept = [events - start for events, start in enumerate(starts)]
-    assert starts[: window + 1] == [0] * (window + 1)  # a history that fits is read whole
-    assert max(kept) == window and min(kept[window:]) > window - max(1, window // 8)
-    assert starts == sorted(starts) and len(set(starts)) <= 1 + 3 * window // max(1, window // 8) + 1
+MOST = 12  # events that the encoder reads: fewer than two of four customers have
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("choices", SWITCHES.values(), ids=SWITCHES)
+def test_the_encoder_reads_the_latest_events_alone(tiny_model, inputs, choices):
+    """A history longer than `max_events` has the answers of its latest events; another has those that it has alone."""
+    whole, found = tiny_model(**choices), tiny_model(max_events=MOST, **choices)(**inputs)
+    for place, length in enumerate(inputs["attention_mask"].sum(1).tolist()):
+        latest = events(rows(inputs, place), [0, *range(max(1, length - MOST + 1), length)])
+        if length > MOST:
+            latest["visit_ids"][:, 1:] -= latest["visit_ids"][:, 1:2] - 1
+        expected = whole(**latest)
+        assert_close(found.pooler_output[place], expected.pooler_output[0])
+        for task, logits in expected.logits.items():
+            assert_close(found.logits[task][place], logits[0])
+
+
+@torch.no_grad()
+def test_all_but_the_encoder_reads_all_events(tiny_model, inputs):
+    """`max_events` changes nothing of state, forecasts and counts, and the first events change all of them."""
+    answers, history = [], rows(inputs, 2)
+    for most, history in ((300, history), (2, history), (2, events(history, [0, *range(4, 39)]))):
+        model = tiny_model(**COUNTED | {"forecast_window": 300}, max_events=most)
+        fill_forecaster(fill_scorer(model, reads_readout=False))
+        torch.nn.init.constant_(model.model.state.directions, 0.1)
+        answers.append(model(**history))
+    whole, short, later = answers
+    for name in ("logits", "pooler_output", "forecasts"):
+        torch.testing.assert_close(short[name], whole[name], rtol=0, atol=0)
+    assert (later.pooler_output - short.pooler_output).abs().max() > 1e-3
+    assert (later.forecasts["visits_90d"] - short.forecasts["visits_90d"]).abs() > 1e-3
+    assert (later.logits["items"] - short.logits["items"]).abs().max() > 1e-3
+
+
+def test_prefixes_beyond_what_the_encoder_reads_are_refused(tiny_model, inputs):
+    model = tiny_model(max_events=MOST, **LAYOUTS["causal visit"])
+    with pytest.raises(ValueError, match="`prefix_ends` .* 39 .* 12 .*max_events"):
+        score(model, inputs, prefix_ends=torch.zeros(4, 1, dtype=torch.long))
 
 
 def test_fresh_model_gives_labels_equal_chances(tiny_config, inputs):

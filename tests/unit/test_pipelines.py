@@ -9,7 +9,6 @@ from transformers import pipeline
 
 from modeling_mcm import MCMFeatureExtractor, MCMForMultiTaskRecommendation, MCMModel
 from modeling_mcm.events_mcm import select_events
-from modeling_mcm.inputs_mcm import first_kept
 
 CHOICES = {
     "paper": {},
@@ -25,7 +24,7 @@ def checkpoint(request, save):
 
 @pytest.fixture
 def events(event_log):
-    """A history that is longer than the window of 40."""
+    """A history of more events than the 40 that the encoder reads."""
     (name, number), *_ = event_log["who"].value_counts().items()
     assert number > 40
     return event_log[event_log["who"] == name]
@@ -39,8 +38,8 @@ def test_pipelines_give_what_the_model_says_of_the_latest_events_until_then(chec
     mask_next = model.config.augmentation == "masked_lm"
     customer, as_of = {"events": events, "profile": {"age": "young"}}, events["when"].iloc[-6]
     row = extractor.encode(customer | {"events": events[events["when"] <= as_of]})
-    start = first_kept(len(row["times"]), 39 - mask_next)
-    assert start > 0
+    start = len(row["times"]) - (39 - mask_next)
+    assert start > 0 and model.config.max_events == 40
     with torch.no_grad():
         output = model(**extractor.pad([select_events(row, slice(start, None))], mask_next=mask_next))
     np.testing.assert_allclose(embed(customer, as_of=as_of), output.pooler_output[0], atol=1e-5)

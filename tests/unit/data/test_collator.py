@@ -40,12 +40,11 @@ EXTRACTOR = make(
 
 @pytest.fixture
 def collator(monkeypatch):
-    def make(mode="train", epoch=0, seed=0, max_events=40, half_life=0, masked=0.4, cutoff="validation", **choices):
+    def make(mode="train", epoch=0, seed=0, half_life=0, masked=0.4, cutoff="validation", **choices):
         monkeypatch.setattr("modeling_mcm.data.collator.MASKED", masked)
         as_of = choices.pop("as_of", None)
-        config = MCMConfig(**from_data(EXTRACTOR), **PAPER | choices)
+        config = MCMConfig(**from_data(EXTRACTOR) | PAPER | choices)
         made = MCMCollator(EXTRACTOR, config, mode, cutoff, seed, as_of, half_life)
-        made.max_events = max_events
         made.epoch.fill_(epoch)
         return made
 
@@ -244,6 +243,18 @@ def test_a_long_history_is_cut_at_the_end_of_a_visit_and_asks_nothing_that_it_lo
         # every visit of which the window holds the history is asked for
         assert {label for _, label, _ in asked} >= set(range(2 + last_visit, 4 + last_visit))
     assert len(starts) > 5 and (min(starts) == 0) == (size == 13)
+
+
+@pytest.mark.parametrize("name", ["random event", "random visit", "last event", "last visit"])
+def test_one_prefix_of_a_long_history_has_its_latest_events(collator, name):
+    """Whatever is left out changes no question; of a history to evaluate all events are read."""
+    history = row(0, LONG, same_time=False)
+    for epoch in range(20):
+        read, asked = questions(collator(epoch=epoch, max_events=7, **MODES[name])([history]), 0)
+        whole, asked_whole = questions(collator(epoch=epoch, max_events=300, **MODES[name])([history]), 0)
+        assert read == [whole[0], *whole[1:][-6:]] and len(whole) > 1
+        assert [label for _, *label in asked] == [label for _, *label in asked_whole]
+    assert len(questions(collator("evaluate", max_events=7, **MODES[name])([history]), 0)[0]) == 1 + 4 * len(LONG)
 
 
 def test_masked_events_are_targets_and_their_labels_are_what_was_hidden(collator, rows):

@@ -84,7 +84,7 @@ def bot(number, seed=0):
     return log.assign(user=99, at=log["at"].dt.to_period("M").dt.to_timestamp())
 
 
-def test_a_bot_is_cut_to_its_latest_events_of_each_period(tmp_path):
+def test_a_bot_is_cut_to_its_latest_events_of_each_period(tmp_path, caplog):
     log = pd.concat([make_log(), bot(200)]).sample(frac=1, random_state=1)
     schema = schema_with(max_events=30, max_events_per_customer=30)
     manifest = run(tmp_path, log, schema, name="a")
@@ -93,9 +93,13 @@ def test_a_bot_is_cut_to_its_latest_events_of_each_period(tmp_path):
     at = (bot(200)["at"] - pd.Timestamp(0)) // pd.Timedelta(seconds=1)
     cutoffs = [(cutoff - pd.Timestamp(0)) // pd.Timedelta(seconds=1) for cutoff in (VALIDATION, TEST)]
     periods = np.digitize(at, cutoffs)
-    kept = [at[periods == period].sort_values().tail(30) for period in range(3)]
+    whole = [at[periods == period].sort_values() for period in range(3)]
+    kept = [times.tail(30) for times in whole]
     assert sorted(times) == sorted(pd.concat(kept))
     assert manifest.counts["customers_with_excess"] == 1
+    number, lost = max(map(len, whole)), manifest.counts["dropped_excess"]
+    assert f"30 events in a period, 1 in all, lost their earliest there, {lost} in all: '99' ({number})." in caplog.text
+    assert "raise `max_events_per_customer` in the schema" in caplog.text
     assert manifest.counts["dropped_excess"] == len(log) - manifest.counts["events"] == len(bot(200)) - 90 > 0
 
     # The cut does not depend on what comes later.
@@ -103,6 +107,12 @@ def test_a_bot_is_cut_to_its_latest_events_of_each_period(tmp_path):
     run(tmp_path, pd.concat([log, later[later["at"] >= VALIDATION]]), schema, name="b")
     check_same_training_period(tmp_path)
     assert row["test_end"] > row["validation_end"] > 30
+
+
+def test_bots_with_the_most_events_are_named(tmp_path, caplog):
+    bots = [bot(200).iloc[[0] * number].assign(user=number, at=VALIDATION) for number in range(41, 46)]
+    run(tmp_path, pd.concat([make_log(), *bots]), schema_with(max_events=30, max_events_per_customer=40))
+    assert "5 in all, lost their earliest there, 15 in all: '45' (45), '44' (44), '43' (43)." in caplog.text
 
 
 def test_only_the_most_frequent_values_are_kept(tmp_path, monkeypatch):

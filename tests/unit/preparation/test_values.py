@@ -65,28 +65,28 @@ def test_a_model_gets_values_beside_ids(extractor):
     assert values.dtype == torch.float32 and values.shape == (2, 5, 1)
     assert values[..., 0].tolist() == [[0, 0, 0, -3, 0], [0, -1, 0, 0, 0]]
     rows = [extractor.encode(customer(range(9)))]
-    latest = extractor.pad(rows, max_events=5, mask_next=True)["event_values"][0]
-    assert latest[:, 0].tolist() == [0, 0, -8, 0, 0]
+    masked = extractor.pad(rows, mask_next=True)["event_values"][0]
+    assert masked[:, 0].tolist() == [0, *(value for day in range(9) for value in (-day, 0)), 0]
 
 
-def test_now_is_in_days_since_the_first_kept_event(extractor, warnings_of_mcm):
+def test_now_is_in_days_since_the_first_event(extractor, warnings_of_mcm):
     rows = [extractor.encode(each) for each in (customer([0, 3]), customer([1, 2, 8]), customer([]))]
     as_of = [FIRST + 3 * DAY, FIRST + 20.5 * DAY, FIRST]
     batch = extractor.pad(rows, as_of=as_of)
     assert batch["as_of"].dtype == torch.float32 and batch["as_of"].tolist() == [3.0, 19.5, 0.0]
     plain = extractor.pad(rows)
     assert list(batch) == [*plain, "as_of"] and all(torch.equal(batch[name], plain[name]) for name in plain)
-    assert extractor.pad(rows, max_events=3, as_of=np.array(as_of))["as_of"].tolist() == [0.0, 12.5, 0.0]
+    assert extractor.pad(rows, as_of=np.array(as_of))["as_of"].tolist() == [3.0, 19.5, 0.0]
     assert not warnings_of_mcm
 
 
-def test_events_later_than_now_are_left_out_before_the_window(extractor, warnings_of_mcm):
+def test_events_later_than_now_are_left_out(extractor, warnings_of_mcm):
     days = [0, 1, 2, 5, 6, 7, 8]
     rows = [extractor.encode(customer(days)), extractor.encode(customer([4]))]
-    batch = extractor.pad(rows, max_events=5, as_of=[FIRST + 5 * DAY, FIRST + 3 * DAY])
-    earlier = extractor.pad([extractor.encode(customer(days[:4])), extractor.encode(customer([]))], max_events=5)
+    batch = extractor.pad(rows, as_of=[FIRST + 5 * DAY, FIRST + 3 * DAY])
+    earlier = extractor.pad([extractor.encode(customer(days[:4])), extractor.encode(customer([]))])
     assert all(torch.equal(batch[name], earlier[name]) for name in earlier)
-    assert batch["as_of"].tolist() == [3.0, 0.0]
+    assert batch["as_of"].tolist() == [5.0, 0.0]
     assert len(warnings_of_mcm) == 1 and "later than `as_of`" in warnings_of_mcm[0]
 
 

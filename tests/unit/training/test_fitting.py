@@ -17,7 +17,7 @@ from modeling_mcm.training.counting import count_customers
 from modeling_mcm.training.forecaster.describe import describe_shop
 from modeling_mcm.training.labels import fill_label_values
 from modeling_mcm.training.scorer.counts import LabelCounts
-from modeling_mcm.training.state import count_at_times, fit_state, pad_latest
+from modeling_mcm.training.state import count_at_times, fit_state, pad_past
 
 CUTOFF = pd.Timestamp("2017-10-01").timestamp()
 
@@ -80,8 +80,8 @@ def test_labels_decide_the_features_that_never_change_with_them(prepared, make):
 def test_a_fitted_state_is_standardised_counts_and_directions(extractor, rows, make, fitted):
     """Days since the last event and the like, visits, sums and events; half of a small state at most."""
     assert len(make(state_size=64).model.state.plain_counts) == 16
-    state, generator = fitted(rows), np.random.default_rng(0)
-    counts = count_at_times(state, extractor, rows.__getitems__([0, 3]), None, CUTOFF, generator).flatten(0, 1)
+    state, shares = fitted(rows), np.random.default_rng(0).random((2, 3))
+    counts = count_at_times(state, extractor, rows.__getitems__([0, 3]), None, CUTOFF, shares).flatten(0, 1)
     z, plain = state.standardised(counts.clone()), len(state.plain_counts)
     assert plain == 6 and z.abs().mean() < 2
     found = state(counts)
@@ -109,7 +109,7 @@ def test_nothing_after_the_cutoff_is_read(event_log, prepare_log, rows, make, fi
 def test_days_count_from_the_first_event_that_is_read(extractor, rows):
     row = dict(rows[0])
     row["feature_items"] = np.where(np.arange(len(row["times"])) < 3, 0, row["feature_items"])  # the first is unread
-    (times, unread), batch = pad_latest(extractor, [row, row | {"feature_items": 0 * row["feature_items"]}], ["items"])
+    (times, unread), batch = pad_past(extractor, [row, row | {"feature_items": 0 * row["feature_items"]}], ["items"])
     days = batch["event_times"][0][batch["attention_mask"][0].bool()][1:]
     np.testing.assert_allclose(days, (times - times[0]) / 86_400, rtol=1e-5)
     assert times[0] > row["times"][0] == unread[0]
@@ -145,8 +145,8 @@ def test_a_model_on_a_gpu_is_described_as_on_the_cpu(prepared, make, inputs):
 
 
 def test_the_shop_is_described_by_its_target_visits(rows, make, extractor):
-    """Views are none; the statistics are those of the visits that the log's targets make, also if few are read."""
-    model, extractor.max_events = make(forecast_days=[7, 365, 3650]).model, 4
+    """Views are none; the statistics are those of the visits that the log's targets make."""
+    model = make(forecast_days=[7, 365, 3650]).model
     describe_shop(model, extractor, rows, CUTOFF)
     assert model.config.target_types == {"type": [extractor.vocabularies["type"].index("buy") + 2]}
     numbers = []
