@@ -22,6 +22,7 @@ from .guess_columns import (
     Columns,
     Log,
     find_words,
+    is_counted,
     make_question,
     narrow,
 )
@@ -36,7 +37,14 @@ PAID_BACK, PAYMENTS = set("refund refunded return returned chargeback reversal".
 DIRECTIONS = {*WORDS["token_type"], "direction", "side", "transaction", "status"}  # words of columns that say so
 BALANCE = {"balance", "account", "running", "saldo"}
 SIGNS = {"without": 0, "minus": -1}
-MONEY = r"[^\d-]{0,5}-?\d[\d.,]*[^\d-]{0,5}"  # "EUR 5", "1.234,56"
+# Before and after the digits of an amount in text: $, US$, "EUR ", Rs. or kr
+BEFORE = r"(?:[^\W\d]{1,4}\.?\s|[^\W\d]{1,3}\.|[^\W\d]{0,3}[^\w\s.,()-]{1,2}\s?)?"
+AFTER = r"(?:\s?[^\W\d]{1,4}\.?|\s?[^\w\s.,()-]{1,2})?"
+MONEY = {  # by decimal mark
+    mark: rf"^\s*([-−(]?{BEFORE}[-−]?)(\d{{1,3}}(?:[{group}'\s]\d{{3}})+(?:[{mark}]\d+)?|\d*[{mark}]\d+|\d+){AFTER}\)?\s*$"
+    for mark, group in (".,", ",.")
+}
+SYMBOLS = "[$€£¥₹₩₽₺]"
 OUTFLOW = "paid"  # a column that is added
 
 
@@ -49,20 +57,24 @@ class Amount(NamedTuple):
     paid: dict = {}  # see `FrameReader`
 
 
-def guess_amount(columns: Columns, features: Sequence[Mapping], log: Log, item: pd.Series | None) -> Amount:
-    """Which feature says what was paid, and how it is computed. `item`: what was bought."""
+def guess_amount(
+    columns: Columns, features: Sequence[Mapping], log: Log, item: pd.Series | None, events: pd.DataFrame
+) -> Amount:
+    """Which feature says what was paid, and how it is computed. `item`: what was bought; `events`: all rows, which
+    say whether money was paid back."""
     numeric = {str(each["name"]): columns[each["name"]] for each in features if each.get("kind") == "numeric"}
     name, factor = _find_amount(numeric, log, item)
     if not name:
         unsure = [name for name in numeric if find_words(name) & {*PRICE, *WEAK} and not find_words(name) & NOT_PAID]
         hint = f"; if {unsure[0]!r} does, give schema={{'amount': {unsure[0]!r}}}" if unsure else ""
-        return Amount("none: " + (_find_text_amount(columns) or f"no column says what was paid{hint}"))
-    words = f"{name!r} x {factor!r}" if factor else f"{name!r}"
-    paid = _find_direction(columns, words, _multiply(columns, name, factor))
-    if not paid and factor:
-        return Amount(words, "amount", [{"name": "amount", "kind": "numeric", "column": name, "factor": factor}])
+        return Amount(f"none: no column says what was paid{hint}")
+    words, amounts = f"{name!r} x {factor!r}" if factor else f"{name!r}", _multiply(events, name, factor)
+    paid = _find_direction(events, words, amounts)
     if not paid:
-        return Amount(words, name)
+        if back := int((amounts < 0).sum()):
+            words += f"; what is below 0, in {back:,} rows, was paid back"
+        added = [{"name": "amount", "kind": "numeric", "column": name, "factor": factor}] if factor else []
+        return Amount(words, "amount" if factor else name, added)
     out = OUTFLOW if OUTFLOW not in columns else f"{OUTFLOW}_out"
     direction, signs = paid.values()
     if direction is None:
@@ -74,14 +86,33 @@ def guess_amount(columns: Columns, features: Sequence[Mapping], log: Log, item: 
     return Amount(words, out, [{"name": out, "kind": "numeric"}], {"amount": name, "factor": factor, **paid})
 
 
-def _find_text_amount(columns: Columns) -> str | None:
-    """Says which column of text looks like an amount."""
+def find_money(columns: Columns) -> dict[str, str]:
+    """The decimal marks of columns with amounts in text, such as "$2.78" or "1.234,56". Raises `ValueError` if one
+    may have two."""
+    found = {}
     for name, values in columns.items():
-        words, known = find_words(name), values.dropna()
-        if words & {*PAID, *PRICE} and not words & NOT_PAID and types.infer_dtype(known) == "string":
-            if known.str.fullmatch(MONEY).all():
-                return f"{name!r} is text such as {known.iloc[0]!r}: make it numbers to count it"
-    return None
+        texts = values.dropna().drop_duplicates()
+        if types.infer_dtype(texts) != "string" or pd.to_numeric(texts, errors="coerce").notna().all():
+            continue
+        if not (is_counted(name) or texts.str.contains(SYMBOLS).all()):
+            continue
+        read = {mark: read_money(texts, mark) for mark in MONEY}
+        marks = [mark for mark, numbers in read.items() if numbers.notna().all()]
+        if len(marks) > 1 and len(differs := texts[read["."] != read[","]]):
+            raise ValueError(
+                f"Column {name!r} has {differs.iloc[0]!r}, whose mark may be that of decimals or of thousands, and no "
+                f"row says which: write events[{name!r}] = events[{name!r}].str.replace(...).astype(float)."
+            )
+        if marks:
+            found[name] = marks[0]
+    return found
+
+
+def read_money(texts: pd.Series, mark: str) -> pd.Series:
+    """The numbers of amounts in text with a decimal mark; NaN where a text is none."""
+    parts = texts.str.extract(MONEY[mark])
+    numbers = pd.to_numeric(parts[1].str.replace(rf"[^\d{mark}]", "", regex=True).str.replace(mark, "."))
+    return numbers.mask(parts[0].str.contains("[-−(]", na=False), -numbers)
 
 
 def _find_amount(numeric: Columns, log: Log, item: pd.Series | None) -> tuple[str | None, str | None]:

@@ -214,6 +214,12 @@ def find_words(name: str) -> set[str]:
     return {word for part in parts for word in re.sub(SUFFIXES, r" \1", part.lower()).split()}
 
 
+def is_counted(name: str) -> bool:
+    """Whether a column is named as one of quantities."""
+    words = find_words(name)
+    return bool(words & NUMBERS and not words & {"id", "code"}) or name.lower().startswith("number")  # `number_of_cds`
+
+
 def _find_column(role: str, columns: Columns, customers: pd.Series | None = None) -> str | None:
     """The column that is named like a role, if its values can have it."""
     words = {name: find_words(name) for name, values in columns.items() if _fits(role, values, customers)}
@@ -254,19 +260,17 @@ def find_features(columns: Columns, read: Set[str], roles: Mapping, log: Log) ->
         number, words = values.nunique(), find_words(name)
         if name in read or number < 2:
             continue
-        is_number = types.is_numeric_dtype(values) and not types.is_bool_dtype(values)
-        is_counted = bool(words & NUMBERS and not words & {"id", "code"})
-        is_counted |= name.lower().startswith("number")  # `number_of_cds` is no id
+        is_number, counts = types.is_numeric_dtype(values) and not types.is_bool_dtype(values), is_counted(name)
         kind, known = types.infer_dtype(values), values.dropna()
         is_number |= kind == "decimal"
         if kind == "string":  # 1.50 is no id
-            is_number |= is_counted and bool(pd.to_numeric(known, errors="coerce").notna().all())
+            is_number |= counts and bool(pd.to_numeric(known, errors="coerce").notna().all())
             is_number |= bool(known.str.fullmatch(r"-?\d+\.\d+").all())
         is_id = not is_number or bool(words & {*IDS, *LABELS, *WORDS["customer"]})
         if not is_number and known.astype(str).str.fullmatch(CLOCK).all():
             continue  # the time of the day, beside the date
         feature = {"name": name} if name != TOKEN_TYPE else {"name": f"{name}_column", "column": name}
-        if is_number and (is_counted or not (is_id or number <= FEW)):
+        if is_number and (counts or not (is_id or number <= FEW)):
             features.append(feature | {"kind": "numeric"})
         elif not _is_own(values, log):
             features.append(feature | ({"min_count": 5} if number > MANY else {}))
@@ -286,14 +290,12 @@ def find_features(columns: Columns, read: Set[str], roles: Mapping, log: Log) ->
 
 def _is_own(values: pd.Series, log: Log) -> bool:
     """Whether the values, of which there are many, nearly all come at one moment, as a remark or the number of an
-    order, or say again who the customer is."""
+    order, or with one customer, as an address or a subscription."""
     number = values.nunique()
     if number > len(values) / 2 or number <= FEW:
         return number > FEW
     rows = pd.DataFrame({"value": values, "customer": log.customers, "moment": log.moments}).dropna().drop_duplicates()
-    if not rows["value"].duplicated(keep=False).mean() > 1 - NEARLY:
-        return True
-    return _determines(values, log.customers) and _determines(log.customers, values)
+    return not rows["value"].duplicated(keep=False).mean() > 1 - NEARLY or _determines(values, log.customers)
 
 
 def _is_no_label(values: pd.Series, log: Log) -> bool:
