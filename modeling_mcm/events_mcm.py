@@ -3,9 +3,10 @@
 """Raw events as users have them, read as texts, numbers and seconds, and put in order.
 
 [`EventReader`] reads the columns of a log, or a customer, by a schema. The meaning of raw values is defined once:
-`to_text` for categorical values, `to_id` for customers, `to_number` for numeric values, and `to_seconds` for times, as whole seconds since 1970-01-01; the fraction of a second only orders events. They raise a
-`ValueError` for other values, and the caller adds customer and column to the message (`naming`). [`arrange`] orders
-events and finds the visits.
+`to_text` for categorical values, `to_id` for customers, `to_number` for numeric values, and `to_seconds` for times, as
+whole seconds since 1970-01-01; the fraction of a second only orders events. They raise a `ValueError` for other
+values, and the caller adds customer and column to the message (`naming`). [`arrange`] orders events and finds the
+visits.
 """
 
 import difflib

@@ -25,6 +25,7 @@ from .guess_columns import (
     is_counted,
     make_question,
     narrow,
+    share_alike,
 )
 
 WEAK = {"total", "value"}  # alone, they may be anything
@@ -40,8 +41,10 @@ SIGNS = {"without": 0, "minus": -1}
 # Before and after the digits of an amount in text: $, US$, "EUR ", Rs. or kr
 BEFORE = r"(?:[^\W\d]{1,4}\.?\s|[^\W\d]{1,3}\.|[^\W\d]{0,3}[^\w\s.,()-]{1,2}\s?)?"
 AFTER = r"(?:\s?[^\W\d]{1,4}\.?|\s?[^\w\s.,()-]{1,2})?"
-MONEY = {  # by decimal mark
-    mark: rf"^\s*([-−(]?{BEFORE}[-−]?)(\d{{1,3}}(?:[{group}'\s]\d{{3}})+(?:[{mark}]\d+)?|\d*[{mark}]\d+|\d+){AFTER}\)?\s*$"
+# What may say that it is negative, then digits, by decimal mark
+MONEY = {
+    mark: rf"^\s*([-−(]?{BEFORE}[-−]?)"
+    rf"(\d{{1,3}}(?:[{group}'\s]\d{{3}})+(?:[{mark}]\d+)?|\d*[{mark}]\d+|\d+){AFTER}\)?\s*$"
     for mark, group in (".,", ",.")
 }
 SYMBOLS = "[$€£¥₹₩₽₺]"
@@ -122,12 +125,16 @@ def _find_amount(numeric: Columns, log: Log, item: pd.Series | None) -> tuple[st
         {name: find_words(name) for name in numeric},
         {name: pd.to_numeric(numeric[name]) for name in numeric},
     )
+
+    def is_total(name: str) -> bool:  # of a visit, which its rows must not add
+        return share_alike(numbers[name].dropna(), log.customers, log.moments) >= NEARLY
+
     money = [name for name in numeric if words[name] & {*PAID, *PRICE} and not words[name] & NOT_PAID]
     counts = [name for name in money if not words[name] & {*PRICE, *NO_LABELS, *IDS} and _is_count(numbers[name])]
     counts = counts if len(counts) < len(money) else []  # Ta-Feng's AMOUNT is that of units, beside a price
     units = [name for word in QUANTITY for name in numeric if word in words[name]] + counts
     paid = [name for name in money if words[name] & {*PAID} and name not in units]
-    paid = [name for name in paid if not words[name] <= WEAK and not _is_total(numbers[name], log)]
+    paid = [name for name in paid if not words[name] <= WEAK and not is_total(name)]
     ranks = {name: min(map(PAID.index, words[name] & {*PAID})) for name in paid}
     paid = narrow(
         paid,
@@ -146,13 +153,6 @@ def _find_amount(numeric: Columns, log: Log, item: pd.Series | None) -> tuple[st
 def _is_count(numbers: pd.Series) -> bool:
     """Whether numbers are those of units: whole and small."""
     return bool((numbers.dropna() % 1 == 0).all()) and numbers.median() <= 5
-
-
-def _is_total(numbers: pd.Series, log: Log) -> bool:
-    """Whether numbers are the same in all rows of a visit, nearly always: its total, which the rows must not add."""
-    groups = numbers.groupby([log.customers, log.moments], observed=True).agg(["size", "count", "nunique"])
-    groups = groups[(groups["size"] > 1) & (groups["count"] == groups["size"])]
-    return len(groups) > 0 and (groups["nunique"] == 1).mean() >= NEARLY
 
 
 def _is_of_line(price: pd.Series, units: pd.Series, item: pd.Series | None) -> bool:

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reads times as people write them: guesses how those of a column are written, and cuts a log by them."""
 
+import math
 import re
 from collections.abc import Sequence
 from datetime import UTC, timedelta, tzinfo
@@ -49,23 +50,23 @@ class Clock(NamedTuple):
     words: str = "in the order of the rows"
 
 
-def leave_out_no_times(events: pd.DataFrame, name: str) -> pd.DataFrame:
-    """The events but those with a text that is no time, if most texts are times as a log has them."""
+def leave_out_no_times(times: pd.Series) -> pd.Series:
+    """The times of a column without texts that are none, if most texts are times as a log has them."""
     bad: list[BadValues] = []
-    read_values(name, as_column(events[name]), lambda value: isinstance(value, str) and to_moment(value, UTC), bad)
-    return events[~bad[0].rows] if bad and bad[0].rows.mean() < 0.5 else events
+    read_values("", as_column(times), lambda value: isinstance(value, str) and to_moment(value, UTC), bad)
+    return times.mask(bad[0].rows) if bad and bad[0].rows.mean() < 0.5 else times
 
 
-def read_clock(events: pd.DataFrame, name: str, time_zone: str | None) -> Clock:
+def read_clock(written: pd.Series, time_zone: str | None) -> Clock:
     """Reads the times of a column."""
-    time_format = find_time_format(events[name])
-    times = parse_times(events[name], time_format)
-    if (wrong := times.isna() & events[name].notna()).any():
+    time_format, name = find_time_format(written), written.name
+    times = parse_times(written, time_format)
+    if (wrong := times.isna() & written.notna()).any():
         raise ValueError(
-            f"Column {name!r} has {events[name][wrong].iloc[0]!r}, which is no time: correct it, or leave such rows "
-            "out by schema={'on_bad_row': 'drop'}."
+            f"Column {name!r} has {written[wrong].iloc[0]!r}, which is no time: correct it, or leave such rows out by "
+            "schema={'on_bad_row': 'drop'}."
         )
-    first = events[name].dropna().iloc[0], times.dropna().iloc[0]
+    first = written.dropna().iloc[0], times.dropna().iloc[0]
     how = "" if time_format is None else " ({} is {:%d %B %Y})".format(*first)
     keys: dict = {}
     if times.dt.tz is not None:
@@ -186,8 +187,7 @@ def find_number_format(numbers: pd.Series) -> str | None:
 
 def has_busy_days(customers: pd.Series, times: pd.Series) -> bool:
     """Whether customers have several events at different times of one day, as in a bank, so that a day is a visit."""
-    keys = pd.DataFrame({"customer": customers.to_numpy(), "time": times.to_numpy()}).dropna().drop_duplicates()
-    return len(keys) >= SAME_DAY * len(keys.assign(time=keys["time"].dt.floor("D")).drop_duplicates())
+    return bool(times.groupby([customers, times.dt.floor("D")], observed=True).nunique().mean() >= SAME_DAY)
 
 
 def find_cutoffs(times: pd.Series) -> dict:
@@ -206,9 +206,9 @@ def find_cutoffs(times: pd.Series) -> dict:
     cutoffs = [(last - share * span).floor(unit) for share in HELD_OUT.values()]
     validation, test = known.searchsorted(cutoffs)
     if not 0 < validation < test < len(known):
-        test = min(int(len(distinct) * (1 - HELD_OUT["test"])), len(distinct) - 1)
-        cutoffs = [distinct[min(int(len(distinct) * (1 - HELD_OUT["validation"])), test - 1)], distinct[test]]
-    return {name: cutoff.to_pydatetime() for name, cutoff in zip(HELD_OUT, cutoffs, strict=True)}
+        held_out = zip((2, 1), HELD_OUT.values(), strict=True)
+        cutoffs = [distinct.iloc[-max(least, math.ceil(share * len(distinct)))] for least, share in held_out]
+    return dict(zip(HELD_OUT, cutoffs, strict=True))
 
 
 def warn_of_late_event(ids: Sequence[str], times: IntArray) -> None:

@@ -9,6 +9,7 @@
 The schema is an [`EventSchema`] like any other: `yaml.safe_dump(reader.schema.to_dict())` is the file to edit.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime
@@ -30,7 +31,6 @@ from modeling_mcm.events_mcm import (
     as_column,
     map_distinct,
     read_values,
-    split_seconds,
     to_id,
     to_text,
 )
@@ -46,7 +46,6 @@ from .guess_times import (
     leave_out_no_times,
     parse_times,
     read_clock,
-    warn_of_late_event,
 )
 from .schema import NO_CUTOFFS, EventSchema
 from .tables import to_frame
@@ -54,7 +53,7 @@ from .tables import to_frame
 logger = logging.get_logger(__name__)
 READER_FILE = "frame.json"  # beside a checkpoint: how the columns of its frame were read
 MOST_COLUMNS, MOST_TASKS = 40, 5
-ROWS_READ, BLOCKS = 200_000, 20  # of a longer log, rows that say what columns are, in blocks from its start to its end
+ROWS_READ, ROWS_OF_BLOCK = 200_000, 10_000  # of a longer log blocks from start to end say what columns are
 OFTEN = 5  # times as many rows as the second customer: so many are rarely one person's
 LEAST_TIMES = 3  # of visits, of which the last two can be held out
 
@@ -154,7 +153,8 @@ class FrameReader:
         events = even_out(events).reset_index(drop=True)
         texts, money = events, find_money(events)
         events = events.assign(**{name: read_money(events[name], mark) for name, mark in money.items()})
-        columns = dict(_choose_rows(events).items())
+        some = _choose_rows(events)
+        columns = dict(some.items())
         times = {name: values for name, values in columns.items() if looks_like_time(values)}
         roles = find_roles(columns, times, given)
         owners = _map(events[roles["customer"]], to_id)
@@ -165,15 +165,12 @@ class FrameReader:
             given["on_null"] = "drop"
         clock = Clock()
         if "time" in roles:
-            if given.get("on_bad_row") == "drop":
-                events = leave_out_no_times(events, roles["time"])
-            clock = read_clock(events, roles["time"], given.get("time_zone"))
-            known = clock.times.dropna()
-            warn_of_late_event(events[roles["customer"]][known.index].tolist(), split_seconds(known.to_numpy())[0])
-            if "visit" not in {**given, **roles} and has_busy_days(events[roles["customer"]], clock.times):
+            written = events[roles["time"]]
+            clock = read_clock(
+                leave_out_no_times(written) if given.get("on_bad_row") == "drop" else written, given.get("time_zone")
+            )
+            if "visit" not in {**given, **roles} and has_busy_days(owners, clock.times):
                 roles["visit"] = VISIT_DAY
-        some = _choose_rows(events)
-        columns = dict(some.items())
         moments = clock.times[some.index] if "time" in roles else pd.Series(some.index, some.index)
         days = moments.dt.floor("D") if "time" in roles else None
         visits = days if roles.get("visit") == VISIT_DAY else columns.get(roles.get("visit", order))
@@ -187,15 +184,17 @@ class FrameReader:
         schema = {"name": "events", "min_history": 1, "cutoffs": "leave_one_out"} | clock.keys
         if amount.paid and "token_type" in roles and "target_token_types" not in given:  # a salary is no visit
             is_paid = compute_outflow(events, **amount.paid) > 0
-            schema["target_token_types"] = sorted(_map(events[roles["token_type"]][is_paid], to_text).dropna().unique())
-        schema["tasks"] = sorted(labels, key=lambda name: -labels[name])[:MOST_TASKS]
-        schema["tasks"] = schema["tasks"] or [roles.get("token_type") or TOKEN_TYPE]
+            schema["target_token_types"] = sorted(
+                _map(events[roles["token_type"]][is_paid], to_text).dropna().unique()
+            )
+        tasks = sorted(labels, key=lambda name: -labels[name])[:MOST_TASKS]
+        schema["tasks"] = tasks or [roles.get("token_type") or TOKEN_TYPE]
         schema |= {"features": features + amount.added} | roles
         if "features" not in given:  # the amount is one of them
             schema["amount"] = amount.name
         schema |= {key: value for key, value in given.items() if key != "tasks" or value != []}
         if "cutoffs" not in given:
-            is_counted = owners[events.index].notna()
+            is_counted = owners.notna()
             if targets := schema.get("target_token_types"):
                 is_counted &= _map(events[roles["token_type"]], to_text).isin([*map(to_text, targets)])
             if "time" in roles:
@@ -215,10 +214,8 @@ class FrameReader:
 
 def _choose_rows(events: pd.DataFrame) -> pd.DataFrame:
     """Blocks of a log's rows, in which visits are whole."""
-    if len(events) <= ROWS_READ:
-        return events
-    starts = np.linspace(0, len(events) - ROWS_READ // BLOCKS, BLOCKS).astype(int)
-    return events.iloc[np.add.outer(starts, np.arange(ROWS_READ // BLOCKS)).ravel()]
+    parts = max(1, math.ceil(len(events) / ROWS_READ))
+    return events[np.arange(len(events)) // ROWS_OF_BLOCK % parts == 0]
 
 
 def _map(column: pd.Series, function: Callable) -> pd.Series:
@@ -273,13 +270,10 @@ def even_out(events: pd.DataFrame) -> pd.DataFrame:
                     f"Column {name!r} has the text {text!r} and the number {text.lstrip('0')}: if they are one, write "
                     f"events[{name!r}] = events[{name!r}].astype(str).str.lstrip('0')."
                 )
-        changed[name] = events[name].map(_to_text, na_action="ignore")
+        changed[name] = events[name].map(  # a time keeps its zone
+            lambda value: str(value) if isinstance(value, datetime) else to_text(value), na_action="ignore"
+        )
     return events.assign(**changed) if changed else events
-
-
-def _to_text(value: object) -> str | None:
-    """The text of a value, of a time with its zone."""
-    return str(value) if isinstance(value, datetime) else to_text(value)
 
 
 def _is_mixed(values: pd.Series) -> bool:

@@ -39,19 +39,17 @@ def read_known(table: Any) -> dict[str, list]:
     with naming("`known`"):
         written = even_out(written.to_frame())[columns[0]]
         days = parse_times(written, find_time_format(written, "known"))
-    firsts, lasts = days[: len(given)], days[-len(given) :]
     values = given["value"] if "value" in given else [1.0] * len(given)
+    rows = zip(days[: len(given)], days[-len(given) :], given["name"], values, strict=True)
     known: dict[str, list] = {}
-    for number, row in enumerate(zip(firsts, lasts, given["name"], values, strict=True), 1):
+    for number, (first, last, name, value) in enumerate(rows, 1):
         with naming(f"`known`, row {number}"):
-            if pd.isna(row[0]) or pd.isna(row[1]):
-                found = given[columns].iloc[number - 1].to_dict()
-                raise ValueError(f"found {found}, expected days such as 2024-03-01; fill in each, or leave the row out")
-            first, last = (day.date().isoformat() for day in row[:2])
-            name, value = str(row[2]), float(row[3])
-            if not first <= last or pd.isna(row[2]) or not abs(value) < float("inf"):
-                raise ValueError(f"found {[*map(str, row)]}; expected a first and a last day, a name and a number")
-            if name == CLOSED and not 0 <= value <= 1:
-                raise ValueError(f"found {CLOSED!r} {value:g}; expected a share of the day, from 0 to 1")
-            known.setdefault(name, []).append([first, last, value])
+            if not first <= last or pd.isna(name) or not abs(float(value)) < float("inf"):
+                raise ValueError(
+                    f"found {given.iloc[number - 1].to_dict()}; expected a first and a last day, a name and a number: "
+                    "fill it in, or leave the row out"
+                )
+            if name == CLOSED and not 0 <= float(value) <= 1:
+                raise ValueError(f"found {CLOSED!r} {value}; expected a share of the day, from 0 to 1")
+            known.setdefault(str(name), []).append([f"{first:%Y-%m-%d}", f"{last:%Y-%m-%d}", float(value)])
     return known

@@ -32,8 +32,8 @@ from modeling_mcm.events_mcm import (
     naming,
     read_columns,
     read_times,
-    to_iso,
     to_id,
+    to_iso,
     to_text,
     write_times,
 )
