@@ -92,12 +92,11 @@ def is_clock(values: pd.Series) -> bool:
 
 
 def read_some_times(values: pd.Series) -> pd.Series:
-    """The times of a column in nanoseconds, without zone; none if they can be read in several ways."""
+    """The times of a column, in UTC; none if they can be read in several ways."""
     try:
-        read = pd.to_datetime(parse_times(values, find_time_format(values)), utc=True)
+        return read_clock(values, "UTC").times
     except ValueError:
         return pd.Series(pd.NaT, values.index)
-    return read.dt.tz_localize(None)
 
 
 def parse_times(values: pd.Series, time_format: str | None = None) -> pd.Series:

@@ -107,7 +107,7 @@ def _check_periods(counts: dict, schema: EventSchema) -> None:
         ("test_events", "No event is on or after {test}"),
     ):
         if not counts[key]:
-            missing = where.format(**{name: f"{name} ({time})" for name, time in schema.cutoffs.items()})
+            missing = where.format(**{name: f"{name} ({schema.cutoff(name)})" for name in ("validation", "test")})
             raise ValueError(
                 f"{missing}, and the log runs from {to_iso(counts['first'])} to {to_iso(counts['last'])}: give other "
                 "`cutoffs`, or a longer log."

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -57,10 +58,9 @@ def open_rows(
     read into `folder`.
     """
     what, reader, dropped = "profile" if profile else "event", RowReader(schema, profile, start), 0
-    table = read_on_spark(source, connection, what, reader) if connection.name == SPARK else None
-    opened = None
-    if table is None:
-        opened = SourceTable(source, what, reader.columns, replace(schema, on_bad_row="error") if profile else schema)
+    table: Any = read_on_spark(source, connection, what, reader) if connection.name == SPARK else None
+    text = replace(schema, on_bad_row="error") if profile else schema
+    opened = SourceTable(source, what, reader.columns, text) if table is None else None
     if schema.order == ROWS and not profile and not (opened and opened.is_ordered):
         raise ValueError(
             "`order: rows` needs files, a data frame or an Arrow table: the rows of a table of a database or of Spark "
