@@ -344,7 +344,7 @@ class _CandidateReader:
         """The labels of a task's column, None without one. Raises `ValueError` if there are nulls."""
         column = self.column(task, table)
         with naming(f"{what}: column {column!r}"):
-            return to_ids(table[column]) if column in table else None
+            return to_ids(table[column], to_text) if column in table else None
 
     def _find_ids(self, task: str, texts: Sequence[str]) -> dict[str, int]:
         """The ids of labels, each once."""

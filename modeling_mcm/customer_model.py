@@ -154,6 +154,11 @@ class CustomerModel:
             reader = FrameReader(schema)
         else:
             reader = FrameReader.guess(table, schema)
+            if learn and reader.schema.cutoffs == NO_CUTOFFS:
+                raise ValueError(
+                    "The log is too short to learn from: no customer has events at three times, or all events are at "
+                    "one or two. Give a longer log, or learn=False, which counts it."
+                )
             logger.warning(f"{reader}\nTo change it, give keys of the schema, as in schema={{'time': 'COLUMN'}}.")
         if encoder and not reader.schema.has_labels:
             raise ValueError("The log has no labels, such as items, that an encoder could learn: leave `encoder` out.")

@@ -3,10 +3,10 @@
 """Raw events as users have them, read as texts, numbers and seconds, and put in order.
 
 [`EventReader`] reads the columns of a log, or a customer, by a schema. The meaning of raw values is defined once:
-`to_text` for categorical values, `to_ids` for those that name something, `to_number` for numeric values, and
-`to_seconds` for times, as whole seconds since 1970-01-01; the fraction of a second only orders events. They raise a
-`ValueError` for other values, and the caller adds customer and column to the message (`naming`). [`arrange`] orders
-events and finds the visits.
+`to_text` for categorical values, `to_id` for customers, `to_number` for numeric values, and `to_seconds` for times, as
+whole seconds since 1970-01-01; the fraction of a second only orders events. They raise a `ValueError` for other
+values, and the caller adds customer and column to the message (`naming`). [`arrange`] orders events and finds the
+visits.
 """
 
 import difflib
@@ -56,6 +56,7 @@ TIME_PATTERN = (
     r"(?:[T ]\s*([01]?[0-9]|2[0-3]):([0-5][0-9])(?::([0-5][0-9]))?(?:[.,]([0-9]*))?"
     r"\s*(Z|UTC|GMT|[+-](?:[01][0-9]|2[0-3])(?::?[0-5][0-9](?::?[0-5][0-9])?)?)?)?\s*$"
 )
+WHOLE_NUMBER = r"^(0|-?[1-9][0-9]*)\.0+$"  # as tables write ids some of which are missing
 TIME_ADVICE = "ISO 8601 text such as 2017-10-01T12:30:00, and a zone as Z, UTC or an offset such as +02:00"
 
 
@@ -121,10 +122,16 @@ def to_text(value: object) -> str | None:
     raise ValueError(f"found {value!r} ({type(value).__name__}), expected text, a number or a boolean; convert it")
 
 
-def to_ids(column: object) -> list[str]:
-    """Converts a column of ids, such as those of customers, to texts: 7, 7.0 and "7" are one customer. Raises
-    `ValueError` if one is missing or of another type."""
-    texts = map_distinct(as_column(column), to_text, object).tolist()
+def to_id(value: object) -> str | None:
+    """Converts a customer's id to text; None if it is missing or empty. 7, 7.0, "7" and "7.0" are one customer, and
+    "007" another. Raises `ValueError` for another type, such as a list."""
+    return re.sub(WHOLE_NUMBER, r"\1", to_text(value) or "") or None
+
+
+def to_ids(column: object, function: Callable = to_id) -> list[str]:
+    """Converts a column of ids, such as those of customers, to texts. Raises `ValueError` if one is missing or of
+    another type."""
+    texts = map_distinct(as_column(column), function, object).tolist()
     if missing := texts.count(None):
         raise ValueError(f"null in {missing} of {len(texts)} rows; fill them, or leave these rows out")
     return texts
@@ -496,9 +503,9 @@ class EventReader:
         columns, count = read_columns(customer["events"], self.schema.event_columns)
         name, given = self.schema.customer, customer.get("customer_id")
         with naming(f"column {name!r}"):
-            ids = set(map(to_text, as_list(columns.get(name, []))))
-            if not is_missing(given):  # which events without one have
-                ids = ids - {None} | {to_text(given)}
+            ids = set(map(to_id, as_list(columns.get(name, []))))
+            if (own := to_id(given)) is not None:  # which events without one have
+                ids = ids - {None} | {own}
             if len(ids) > 1 or None in ids:
                 first_ids = ", ".join(sorted(map(str, ids))[:5])
                 raise ValueError(f"found the customers {first_ids}; give each customer a dict of its own")

@@ -20,6 +20,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
+from modeling_mcm.events_mcm import to_id
 from modeling_mcm.folders import locked
 from modeling_mcm.option import REQUIRED, option
 
@@ -58,7 +59,7 @@ def _read_ids(path: str) -> list[str]:
         text = "\0"  # which UTF-16 has between letters
     if "\0" in text:
         raise ValueError(f"{path} is no text in UTF-8; save it as UTF-8, one id a line.")
-    ids = list(dict.fromkeys(line for line in text.split("\n") if line.strip()))
+    ids = list(dict.fromkeys(str(to_id(line)) for line in text.split("\n") if line.strip()))
     if not ids:
         raise ValueError(f"{path} holds no id; write one a line.")
     return ids

@@ -31,7 +31,7 @@ from modeling_mcm.folders import file_digest
 from modeling_mcm.inputs_mcm import CUSTOMER
 
 from .cases import CUTOFFS, ENDS, from_batch, to_batch
-from .schema import NO_CUTOFFS, EventSchema
+from .schema import LEAVE_ONE_OUT, NO_CUTOFFS, EventSchema
 
 MANIFEST_FILE = "manifest.json"
 FEATURE_EXTRACTOR_FOLDER = "feature_extractor"
@@ -212,6 +212,8 @@ class PreparedData:
             return schema
         if schema.cutoffs == NO_CUTOFFS and self.until != END:
             return schema
+        if schema.order is not None:
+            return replace(schema, cutoffs=LEAVE_ONE_OUT)
         last = EPOCH + timedelta(seconds=self.manifest.counts["last"] + 1)
         return replace(schema, cutoffs=dict.fromkeys(CUTOFFS, schema.cutoffs.get(self.until, last)))
 

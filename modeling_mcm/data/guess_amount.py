@@ -22,8 +22,10 @@ from .guess_columns import (
     Columns,
     Log,
     find_words,
+    is_counted,
     make_question,
     narrow,
+    share_alike,
 )
 
 WEAK = {"total", "value"}  # alone, they may be anything
@@ -36,7 +38,16 @@ PAID_BACK, PAYMENTS = set("refund refunded return returned chargeback reversal".
 DIRECTIONS = {*WORDS["token_type"], "direction", "side", "transaction", "status"}  # words of columns that say so
 BALANCE = {"balance", "account", "running", "saldo"}
 SIGNS = {"without": 0, "minus": -1}
-MONEY = r"[^\d-]{0,5}-?\d[\d.,]*[^\d-]{0,5}"  # "EUR 5", "1.234,56"
+# Before and after the digits of an amount in text: $, US$, "EUR ", Rs. or kr
+BEFORE = r"(?:[^\W\d]{1,4}\.?\s|[^\W\d]{1,3}\.|[^\W\d]{0,3}[^\w\s.,()-]{1,2}\s?)?"
+AFTER = r"(?:\s?[^\W\d]{1,4}\.?|\s?[^\w\s.,()-]{1,2})?"
+# What may say that it is negative, then digits, by decimal mark
+MONEY = {
+    mark: rf"^\s*([-−(]?{BEFORE}[-−]?)"
+    rf"(\d{{1,3}}(?:[{group}'\s]\d{{3}})+(?:[{mark}]\d+)?|\d*[{mark}]\d+|\d+){AFTER}\)?\s*$"
+    for mark, group in (".,", ",.")
+}
+SYMBOLS = "[$€£¥₹₩₽₺]"
 OUTFLOW = "paid"  # a column that is added
 
 
@@ -49,20 +60,24 @@ class Amount(NamedTuple):
     paid: dict = {}  # see `FrameReader`
 
 
-def guess_amount(columns: Columns, features: Sequence[Mapping], log: Log, item: pd.Series | None) -> Amount:
-    """Which feature says what was paid, and how it is computed. `item`: what was bought."""
+def guess_amount(
+    columns: Columns, features: Sequence[Mapping], log: Log, item: pd.Series | None, events: pd.DataFrame
+) -> Amount:
+    """Which feature says what was paid, and how it is computed. `item`: what was bought; `events`: all rows, which
+    say whether money was paid back."""
     numeric = {str(each["name"]): columns[each["name"]] for each in features if each.get("kind") == "numeric"}
     name, factor = _find_amount(numeric, log, item)
     if not name:
         unsure = [name for name in numeric if find_words(name) & {*PRICE, *WEAK} and not find_words(name) & NOT_PAID]
         hint = f"; if {unsure[0]!r} does, give schema={{'amount': {unsure[0]!r}}}" if unsure else ""
-        return Amount("none: " + (_find_text_amount(columns) or f"no column says what was paid{hint}"))
-    words = f"{name!r} x {factor!r}" if factor else f"{name!r}"
-    paid = _find_direction(columns, words, _multiply(columns, name, factor))
-    if not paid and factor:
-        return Amount(words, "amount", [{"name": "amount", "kind": "numeric", "column": name, "factor": factor}])
+        return Amount(f"none: no column says what was paid{hint}")
+    words, amounts = f"{name!r} x {factor!r}" if factor else f"{name!r}", _multiply(events, name, factor)
+    paid = _find_direction(events, words, amounts)
     if not paid:
-        return Amount(words, name)
+        if back := int((amounts < 0).sum()):
+            words += f"; what is below 0, in {back:,} rows, was paid back"
+        added = [{"name": "amount", "kind": "numeric", "column": name, "factor": factor}] if factor else []
+        return Amount(words, "amount" if factor else name, added)
     out = OUTFLOW if OUTFLOW not in columns else f"{OUTFLOW}_out"
     direction, signs = paid.values()
     if direction is None:
@@ -74,14 +89,33 @@ def guess_amount(columns: Columns, features: Sequence[Mapping], log: Log, item: 
     return Amount(words, out, [{"name": out, "kind": "numeric"}], {"amount": name, "factor": factor, **paid})
 
 
-def _find_text_amount(columns: Columns) -> str | None:
-    """Says which column of text looks like an amount."""
+def find_money(columns: Columns) -> dict[str, str]:
+    """The decimal marks of columns with amounts in text, such as "$2.78" or "1.234,56". Raises `ValueError` if one
+    may have two."""
+    found = {}
     for name, values in columns.items():
-        words, known = find_words(name), values.dropna()
-        if words & {*PAID, *PRICE} and not words & NOT_PAID and types.infer_dtype(known) == "string":
-            if known.str.fullmatch(MONEY).all():
-                return f"{name!r} is text such as {known.iloc[0]!r}: make it numbers to count it"
-    return None
+        texts = values.dropna().drop_duplicates()
+        if types.infer_dtype(texts) != "string" or pd.to_numeric(texts, errors="coerce").notna().all():
+            continue
+        if not (is_counted(name) or texts.str.contains(SYMBOLS).all()):
+            continue
+        read = {mark: read_money(texts, mark) for mark in MONEY}
+        marks = [mark for mark, numbers in read.items() if numbers.notna().all()]
+        if len(marks) > 1 and len(differs := texts[read["."] != read[","]]):
+            raise ValueError(
+                f"Column {name!r} has {differs.iloc[0]!r}, whose mark may be that of decimals or of thousands, and no "
+                f"row says which: write events[{name!r}] = events[{name!r}].str.replace(...).astype(float)."
+            )
+        if marks:
+            found[name] = marks[0]
+    return found
+
+
+def read_money(texts: pd.Series, mark: str) -> pd.Series:
+    """The numbers of amounts in text with a decimal mark; NaN where a text is none."""
+    parts = texts.str.extract(MONEY[mark])
+    numbers = pd.to_numeric(parts[1].str.replace(rf"[^\d{mark}]", "", regex=True).str.replace(mark, "."))
+    return numbers.mask(parts[0].str.contains("[-−(]", na=False), -numbers)
 
 
 def _find_amount(numeric: Columns, log: Log, item: pd.Series | None) -> tuple[str | None, str | None]:
@@ -91,12 +125,16 @@ def _find_amount(numeric: Columns, log: Log, item: pd.Series | None) -> tuple[st
         {name: find_words(name) for name in numeric},
         {name: pd.to_numeric(numeric[name]) for name in numeric},
     )
+
+    def is_total(name: str) -> bool:  # of a visit, which its rows must not add
+        return share_alike(numbers[name].dropna(), log.customers, log.moments) >= NEARLY
+
     money = [name for name in numeric if words[name] & {*PAID, *PRICE} and not words[name] & NOT_PAID]
     counts = [name for name in money if not words[name] & {*PRICE, *NO_LABELS, *IDS} and _is_count(numbers[name])]
     counts = counts if len(counts) < len(money) else []  # Ta-Feng's AMOUNT is that of units, beside a price
     units = [name for word in QUANTITY for name in numeric if word in words[name]] + counts
     paid = [name for name in money if words[name] & {*PAID} and name not in units]
-    paid = [name for name in paid if not words[name] <= WEAK and not _is_total(numbers[name], log)]
+    paid = [name for name in paid if not words[name] <= WEAK and not is_total(name)]
     ranks = {name: min(map(PAID.index, words[name] & {*PAID})) for name in paid}
     paid = narrow(
         paid,
@@ -115,13 +153,6 @@ def _find_amount(numeric: Columns, log: Log, item: pd.Series | None) -> tuple[st
 def _is_count(numbers: pd.Series) -> bool:
     """Whether numbers are those of units: whole and small."""
     return bool((numbers.dropna() % 1 == 0).all()) and numbers.median() <= 5
-
-
-def _is_total(numbers: pd.Series, log: Log) -> bool:
-    """Whether numbers are the same in all rows of a visit, nearly always: its total, which the rows must not add."""
-    groups = numbers.groupby([log.customers, log.moments], observed=True).agg(["size", "count", "nunique"])
-    groups = groups[(groups["size"] > 1) & (groups["count"] == groups["size"])]
-    return len(groups) > 0 and (groups["nunique"] == 1).mean() >= NEARLY
 
 
 def _is_of_line(price: pd.Series, units: pd.Series, item: pd.Series | None) -> bool:

@@ -9,9 +9,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 from pandas.api import types
 
-from modeling_mcm.events_mcm import (
-    check_columns,
-)
+from modeling_mcm.events_mcm import check_columns
 from modeling_mcm.schema_mcm import TOKEN_TYPE
 
 from .guess_times import find_number_format, is_clock, is_time, read_some_times
@@ -137,11 +135,15 @@ def _find_time(columns: Columns, times: Columns, owners: Sequence[str]) -> str:
     return left[0]
 
 
+def share_alike(values: pd.Series, *keys: pd.Series) -> float:
+    """Share of the groups of several rows that have at most one value. Not a number if there are no such groups."""
+    counts = values.groupby([*keys], observed=True).agg(["size", "nunique"])
+    return float((counts.loc[counts["size"] > 1, "nunique"] <= 1).mean())
+
+
 def _determines(one: pd.Series, other: pd.Series) -> bool:
     """Whether nearly each value of a column that has several rows has one value of another."""
-    counts = other.groupby(one, observed=True).agg(["size", "nunique"])
-    counts = counts[counts["size"] > 1]
-    return len(counts) > 0 and bool((counts["nunique"] <= 1).mean() >= 1 - VARIES)
+    return share_alike(other, one) >= 1 - VARIES
 
 
 def _find_order(columns: Columns, owners: Sequence[str]) -> str | None:
@@ -149,8 +151,7 @@ def _find_order(columns: Columns, owners: Sequence[str]) -> str | None:
     for who in (name for name in owners if find_words(name) & {*WORDS["customer"]}):
         for name, values in columns.items():
             if types.is_integer_dtype(values) and name != who and values.nunique() > 2:
-                sizes = values.groupby(columns[who], observed=True).agg(["nunique", "max", "min"])
-                if ((sizes["max"] == sizes["nunique"]) & (sizes["min"] == 1)).mean() >= NEARLY:
+                if (values.groupby(columns[who], observed=True).rank("dense") == values).mean() >= NEARLY:
                     return name
     return None
 
@@ -204,14 +205,20 @@ def _is_nested(one: pd.Series, other: pd.Series) -> bool:
 
 def _comes_back(values: pd.Series, when: pd.Series) -> bool:
     """Whether some of the values come at several times."""
-    rows = pd.DataFrame({"id": values, "when": when if len(when) else values.index})
-    return bool(rows.dropna().drop_duplicates()["id"].duplicated().any())
+    when = when if len(when) else values.index.to_series()
+    return bool(when.groupby(values, observed=True).nunique().max() > 1)
 
 
 def find_words(name: str) -> set[str]:
     """The words of a column's name: "user" and "id" of user_id, UserID and userid."""
     parts = re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|[0-9]+", name)
     return {word for part in parts for word in re.sub(SUFFIXES, r" \1", part.lower()).split()}
+
+
+def is_counted(name: str) -> bool:
+    """Whether a column is named as one of quantities."""
+    words = find_words(name)
+    return bool(words & NUMBERS and not words & {"id", "code"}) or name.lower().startswith("number")  # `number_of_cds`
 
 
 def _find_column(role: str, columns: Columns, customers: pd.Series | None = None) -> str | None:
@@ -236,12 +243,6 @@ def _fits(role: str, values: pd.Series, customers: pd.Series | None) -> bool:
     return find_words(str(values.name)) <= KINDS and values.nunique() <= MOST_KINDS
 
 
-def _varies(values: pd.Series, customers: pd.Series, visits: pd.Series) -> bool:
-    """Whether visits with several events often have several values."""
-    counts = values.groupby([customers, visits], observed=True).agg(["size", "nunique"])
-    return bool((counts.loc[counts["size"] > 1, "nunique"] > 1).mean() >= VARIES)
-
-
 def find_features(columns: Columns, read: Set[str], roles: Mapping, log: Log) -> tuple[list[dict], dict[str, int]]:
     """Features of the columns but those that are read otherwise, and the number of labels of those that can be
     tasks."""
@@ -249,33 +250,34 @@ def find_features(columns: Columns, read: Set[str], roles: Mapping, log: Log) ->
     labels, varying = {}, {}
     if "token_type" in roles:
         features.append({"name": roles["token_type"]})
-    customers, visits = log.customers, log.visits
+
+    def varies(values: pd.Series) -> bool:  # in the events of a visit
+        return log.visits is not None and share_alike(values, log.customers, log.visits) <= 1 - VARIES
+
     for name, values in columns.items():
         number, words = values.nunique(), find_words(name)
         if name in read or number < 2:
             continue
-        is_number = types.is_numeric_dtype(values) and not types.is_bool_dtype(values)
-        is_counted = bool(words & NUMBERS and not words & {"id", "code"})
-        is_counted |= name.lower().startswith("number")  # `number_of_cds` is no id
+        is_number, counts = types.is_numeric_dtype(values) and not types.is_bool_dtype(values), is_counted(name)
         kind, known = types.infer_dtype(values), values.dropna()
         is_number |= kind == "decimal"
         if kind == "string":  # 1.50 is no id
-            is_number |= is_counted and bool(pd.to_numeric(known, errors="coerce").notna().all())
+            is_number |= counts and bool(pd.to_numeric(known, errors="coerce").notna().all())
             is_number |= bool(known.str.fullmatch(r"-?\d+\.\d+").all())
         is_id = not is_number or bool(words & {*IDS, *LABELS, *WORDS["customer"]})
         if not is_number and known.astype(str).str.fullmatch(CLOCK).all():
             continue  # the time of the day, beside the date
         feature = {"name": name} if name != TOKEN_TYPE else {"name": f"{name}_column", "column": name}
-        if is_number and (is_counted or not (is_id or number <= FEW)):
+        if is_number and (counts or not (is_id or number <= FEW)):
             features.append(feature | {"kind": "numeric"})
         elif not _is_own(values, log):
             features.append(feature | ({"min_count": 5} if number > MANY else {}))
             if is_id and not _is_no_label(values, log):
                 labels[feature["name"]] = number
-                if visits is not None and _varies(values, customers, visits):
+                if varies(values):
                     varying[feature["name"]] = number
     kinds = columns.get(roles.get("token_type", ""))
-    if varying or (visits is not None and kinds is not None and _varies(kinds, customers, visits)):
+    if varying or (kinds is not None and varies(kinds)):
         labels = varying
     if rich := {name: number for name, number in labels.items() if number > 2 and not find_words(name) & NO_LABELS}:
         labels = rich
@@ -286,14 +288,12 @@ def find_features(columns: Columns, read: Set[str], roles: Mapping, log: Log) ->
 
 def _is_own(values: pd.Series, log: Log) -> bool:
     """Whether the values, of which there are many, nearly all come at one moment, as a remark or the number of an
-    order, or say again who the customer is."""
+    order, or with one customer, as an address or a subscription."""
     number = values.nunique()
     if number > len(values) / 2 or number <= FEW:
         return number > FEW
     rows = pd.DataFrame({"value": values, "customer": log.customers, "moment": log.moments}).dropna().drop_duplicates()
-    if not rows["value"].duplicated(keep=False).mean() > 1 - NEARLY:
-        return True
-    return _determines(values, log.customers) and _determines(log.customers, values)
+    return not rows["value"].duplicated(keep=False).mean() > 1 - NEARLY or _determines(values, log.customers)
 
 
 def _is_no_label(values: pd.Series, log: Log) -> bool:

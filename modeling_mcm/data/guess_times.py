@@ -1,7 +1,8 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Guesses how the times of a column are written, and cuts a log by them."""
+"""Reads times as people write them: guesses how those of a column are written, and cuts a log by them."""
 
+import math
 import re
 from collections.abc import Sequence
 from datetime import UTC, timedelta, tzinfo
@@ -24,15 +25,20 @@ from modeling_mcm.events_mcm import (
     to_moment,
 )
 
+from .schema import NO_CUTOFFS
+
 logger = logging.get_logger(__name__)
 HELD_OUT = {"validation": 0.15, "test": 0.07}  # share of the log's time after each cutoff
-TIME_UNITS = {"s": 1e8, "ms": 1e11, "us": 1e14, "ns": 1e17}  # of times in numbers, with their least size
-COMPACT = {"%Y%m%d": (1e7, 1e8), "%y%m%d": (1e5, 1e6)}  # of days without separators, and the numbers that they are
+SPREADSHEET = "1899-12-30"  # from which spreadsheets count days
+# Times in numbers: days without separators, days of a spreadsheet, and units since 1970; the numbers that they are
+NUMBERS = {"%Y%m%d": (1e7, 1e8), "%y%m%d": (1e5, 1e6), "D": (36_526, 54_789)}
+NUMBERS |= {unit: (least, 1000 * least) for unit, least in (("s", 1e8), ("ms", 1e11), ("us", 1e14), ("ns", 1e17))}
 DAYS = [f"%{a}{mark}%{b}{mark}%{year}" for mark in "/-" for a, b in ("dm", "md") for year in "Yy"]
 DAYS += ["%d.%m.%Y", "%d.%m.%y", "%d %b %Y", "%d-%b-%Y", "%b %d, %Y", "%d %B %Y", "%B %d, %Y", "%m %d, %Y", "%Y%m%d"]
 CLOCKS = ("", " %H:%M", " %H:%M:%S", " %I:%M %p", " %I:%M:%S %p")
 SAME_DAY = 1.1  # events of a customer and day, on average, from which a day is a visit
 USUAL = 0.999  # share of the events whose times are taken for right
+NEAR = 0.5  # of the time of these events: what lies farther from them does not count
 
 
 class Clock(NamedTuple):
@@ -44,25 +50,29 @@ class Clock(NamedTuple):
     words: str = "in the order of the rows"
 
 
-def leave_out_no_times(events: pd.DataFrame, name: str) -> pd.DataFrame:
-    """The events but those with a text that is no time, if most texts are times as a log has them."""
+def leave_out_no_times(times: pd.Series) -> pd.Series:
+    """The times of a column without texts that are none, if most texts are times as a log has them."""
     bad: list[BadValues] = []
-    read_values(name, as_column(events[name]), lambda value: isinstance(value, str) and to_moment(value, UTC), bad)
-    return events[~bad[0].rows] if bad and bad[0].rows.mean() < 0.5 else events
+    read_values("", as_column(times), lambda value: isinstance(value, str) and to_moment(value, UTC), bad)
+    return times.mask(bad[0].rows) if bad and bad[0].rows.mean() < 0.5 else times
 
 
-def read_clock(events: pd.DataFrame, name: str, time_zone: str | None) -> Clock:
-    """Reads the times of a column, and cuts the log by them."""
-    time_format = find_time_format(events[name])
-    times = parse_times(events[name], time_format)
-    first = events[name].dropna().iloc[0], times.dropna().iloc[0]
+def read_clock(written: pd.Series, time_zone: str | None) -> Clock:
+    """Reads the times of a column."""
+    time_format, name = find_time_format(written), written.name
+    times = parse_times(written, time_format)
+    if (wrong := times.isna() & written.notna()).any():
+        raise ValueError(
+            f"Column {name!r} has {written[wrong].iloc[0]!r}, which is no time: correct it, or leave such rows out by "
+            "schema={'on_bad_row': 'drop'}."
+        )
+    first = written.dropna().iloc[0], times.dropna().iloc[0]
     how = "" if time_format is None else " ({} is {:%d %B %Y})".format(*first)
     keys: dict = {}
     if times.dt.tz is not None:
         keys["time_zone"] = time_zone or _name_zone(times.dt.tz)
         times = times.dt.tz_convert(read_zone(keys["time_zone"])).dt.tz_localize(None)
-    words = f"{name!r}{how}, {times.min():%Y-%m-%d} to {times.max():%Y-%m-%d}"
-    return Clock(times, time_format, keys | {"cutoffs": _find_cutoffs(times)}, words)
+    return Clock(times, time_format, keys, f"{name!r}{how}, {times.min():%Y-%m-%d} to {times.max():%Y-%m-%d}")
 
 
 def _name_zone(zone: tzinfo) -> str:
@@ -82,12 +92,11 @@ def is_clock(values: pd.Series) -> bool:
 
 
 def read_some_times(values: pd.Series) -> pd.Series:
-    """The times of a column in nanoseconds, without zone; none if they can be read in several ways."""
+    """The times of a column, in UTC; none if they can be read in several ways."""
     try:
-        read = pd.to_datetime(parse_times(values, find_time_format(values)), utc=True)
+        return read_clock(values, "UTC").times
     except ValueError:
         return pd.Series(pd.NaT, values.index)
-    return read.dt.tz_localize(None)
 
 
 def parse_times(values: pd.Series, time_format: str | None = None) -> pd.Series:
@@ -95,20 +104,16 @@ def parse_times(values: pd.Series, time_format: str | None = None) -> pd.Series:
     reads them."""
     if types.is_datetime64_any_dtype(values):
         return values
-    if time_format in TIME_UNITS:
+    if time_format == "D":
+        return pd.to_datetime(values, unit="D", origin=SPREADSHEET).dt.round("s")
+    if time_format is not None and "%" not in time_format:
         return pd.to_datetime(values, unit=time_format)
     if time_format is not None:
         texts = values.astype("Int64").astype("string") if types.is_numeric_dtype(values) else values
         return pd.to_datetime(texts, format=time_format, errors="coerce")
     try:
-        return pd.to_datetime(values, format="mixed")
+        return pd.to_datetime(values, format="mixed", errors="coerce")
     except (ValueError, TypeError) as error:
-        wrong = values[pd.to_datetime(values, format="mixed", errors="coerce", utc=True).isna() & values.notna()]
-        if len(wrong):
-            raise ValueError(
-                f"Column {values.name!r} has {wrong.iloc[0]!r}, which is no time: correct it, or leave such rows out "
-                "by schema={'on_bad_row': 'drop'}."
-            ) from error
         fix = f"write events[{values.name!r}] = pd.to_datetime(events[{values.name!r}], utc=True)."
         raise ValueError(f"Column {values.name!r} has no times of one kind ({error}): {fix}") from error
 
@@ -131,27 +136,27 @@ def is_time(values: pd.Series) -> bool:
     if kind != "string" or not len(known):
         return False
     texts = known.drop_duplicates()
-    return bool(texts.str.match(TIME_PATTERN).all() or {*_read_texts(texts)} - {*COMPACT})
+    return bool(texts.str.match(TIME_PATTERN).all() or {*_read_texts(texts)} - {*NUMBERS})
 
 
-def find_time_format(times: pd.Series) -> str | None:
-    """How the times of a column are written; None if as those of a log are. Raises `ValueError` if they can't be read,
-    or in two ways; the message says how to make some."""
+def find_time_format(times: pd.Series, table: str = "events") -> str | None:
+    """How the times of a table's column are written; None if as those of a log are. Raises `ValueError` if they can't
+    be read, or in two ways; the message says how to make some."""
     known, name = times.dropna().drop_duplicates(), times.name
     if not len(known):
         raise ValueError(f"Column {name!r} has no time: fill it, or give schema={{'time': 'COLUMN'}}.")
     if types.infer_dtype(known).startswith("timedelta"):
         raise ValueError(
             f"Column {name!r} has durations such as {known.iloc[0]}, expected times: add them to the time at which "
-            f"they begin, as in events[{name!r}] = pd.Timestamp('2024-01-01') + events[{name!r}]."
+            f"they begin, as in {table}[{name!r}] = pd.Timestamp('2024-01-01') + {table}[{name!r}]."
         )
-    fix = f"events[{name!r}] = pd.to_datetime(events[{name!r}]"
+    fix = f"{table}[{name!r}] = pd.to_datetime({table}[{name!r}]"
     if types.is_numeric_dtype(times):
         if form := find_number_format(known):
             return form
         raise ValueError(
             f"Column {name!r} has numbers such as {known.iloc[0]}, expected times: add them to the time at which they "
-            f"begin, as in events[{name!r}] = pd.Timestamp('2024-01-01') + pd.to_timedelta(events[{name!r}], 'D')."
+            f"begin, as in {table}[{name!r}] = pd.Timestamp('2024-01-01') + pd.to_timedelta({table}[{name!r}], 'D')."
         )
     if types.infer_dtype(known) != "string" or known.str.match(TIME_PATTERN).all():
         return None
@@ -172,27 +177,37 @@ def find_time_format(times: pd.Series) -> str | None:
 
 
 def find_number_format(numbers: pd.Series) -> str | None:
-    """How times in numbers are written, if these are some: as days, or in a unit."""
-    for form, (least, most) in COMPACT.items():
+    """How times in numbers are written, if these are some: a key of `NUMBERS`."""
+    for form, (least, most) in NUMBERS.items():
         if numbers.between(least, most, "left").all() and parse_times(numbers, form).notna().all():
             return form
-    units = (unit for unit, least in TIME_UNITS.items() if numbers.between(least, 1000 * least, "left").all())
-    return next(units, None)
+    return None
 
 
 def has_busy_days(customers: pd.Series, times: pd.Series) -> bool:
     """Whether customers have several events at different times of one day, as in a bank, so that a day is a visit."""
-    keys = pd.DataFrame({"customer": customers.to_numpy(), "time": times.to_numpy()}).dropna().drop_duplicates()
-    return len(keys) >= SAME_DAY * len(keys.assign(time=keys["time"].dt.floor("D")).drop_duplicates())
+    return bool(times.groupby([customers, times.dt.floor("D")], observed=True).nunique().mean() >= SAME_DAY)
 
 
-def _find_cutoffs(times: pd.Series) -> dict:
-    """Times that leave the last parts of a log's time for validation and test."""
-    last, span = times.max(), times.max() - times.min()
-    if not span:
-        raise ValueError(f"Column {times.name!r} has one time only, {last}: give a log of several days.")
+def find_cutoffs(times: pd.Series) -> dict:
+    """Times that leave the last parts of a log's time for validation and test. A time far from nearly all others does
+    not count. Of a log that is so short that a part has no event the last of its times are held out; if there are
+    less than three, nothing is."""
+    known = times.dropna().dt.floor("s").sort_values(ignore_index=True)
+    distinct = known.drop_duplicates(ignore_index=True)
+    if len(distinct) < 3:
+        return NO_CUTOFFS
+    beyond = max(1, int((1 - USUAL) * len(known)))
+    low, high = known[beyond], known[len(known) - 1 - beyond]
+    near = known[known.between(low - NEAR * (high - low), high + NEAR * (high - low))]
+    last, span = near.iloc[-1], near.iloc[-1] - near.iloc[0]
     unit = "D" if span > pd.Timedelta(days=30) else "s"
-    return {name: (last - share * span).floor(unit).to_pydatetime() for name, share in HELD_OUT.items()}
+    cutoffs = [(last - share * span).floor(unit) for share in HELD_OUT.values()]
+    validation, test = known.searchsorted(cutoffs)
+    if not 0 < validation < test < len(known):
+        held_out = zip((2, 1), HELD_OUT.values(), strict=True)
+        cutoffs = [distinct.iloc[-max(least, math.ceil(share * len(distinct)))] for least, share in held_out]
+    return dict(zip(HELD_OUT, cutoffs, strict=True))
 
 
 def warn_of_late_event(ids: Sequence[str], times: IntArray) -> None:

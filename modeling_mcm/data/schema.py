@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, fields
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from modeling_mcm.events_mcm import EPOCH, check_keys, naming, to_text
+from modeling_mcm.events_mcm import EPOCH, check_keys, naming, to_seconds, to_text
 from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
 from modeling_mcm.schema_mcm import (
     CATEGORICAL,
@@ -28,6 +28,7 @@ from modeling_mcm.schema_mcm import (
     check_choice,
     check_integer,
     check_text,
+    read_zone,
 )
 
 from .tables import read_yaml
@@ -116,17 +117,7 @@ def read_feature(given: Mapping, where: str) -> FeatureSpec:
     return FeatureSpec(**{"column": None if kind in DERIVED_KINDS else given["name"], **given})
 
 
-def _read_cutoff(value: object, key: str) -> datetime:
-    try:
-        time = datetime.fromisoformat(str(value))
-    except ValueError:
-        raise ValueError(f"`{key}` is {value!r}; write a date or time such as 2017-10-01.") from None
-    if time.tzinfo is not None:
-        raise ValueError(f"`{key}` has a time zone; write it without one: it is read in the schema's `time_zone`.")
-    return time
-
-
-def _read_cutoffs(cutoffs: object) -> dict[str, datetime] | str:
+def _read_cutoffs(cutoffs: object, time_zone: str) -> dict[str, datetime] | str:
     if cutoffs == LEAVE_ONE_OUT:
         return LEAVE_ONE_OUT
     if not isinstance(cutoffs, Mapping):
@@ -134,11 +125,14 @@ def _read_cutoffs(cutoffs: object) -> dict[str, datetime] | str:
             f"`cutoffs` is {cutoffs!r}, which is not a mapping; write {{validation: 2017-10-01, test: 2017-11-01}}, "
             f"or {LEAVE_ONE_OUT}."
         )
-    check_keys(cutoffs, ("validation", "test"), "`cutoffs`")
-    for key in ("validation", "test"):
+    check_keys(cutoffs, [*NO_CUTOFFS], "`cutoffs`")
+    times, zone = {}, read_zone(time_zone)
+    for key in NO_CUTOFFS:
         if key not in cutoffs:
             raise ValueError(f"`cutoffs` has no `{key}`; add its date.")
-    return {key: _read_cutoff(cutoffs[key], f"cutoffs: {key}") for key in ("validation", "test")}
+        with naming(f"`cutoffs: {key}`"):
+            times[key] = EPOCH + timedelta(seconds=to_seconds(cutoffs[key], zone))
+    return times
 
 
 @dataclass(frozen=True)
@@ -190,11 +184,11 @@ class EventSchema(LogSchema, TextFormat):
         values["target_token_types"] = tuple(map(to_text, values.get("target_token_types", ())))
         for token_type in values["target_token_types"]:
             check_text(token_type, "target_token_types")
-        values["cutoffs"] = _read_cutoffs(values["cutoffs"])
         return cls(**values)
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        object.__setattr__(self, "cutoffs", _read_cutoffs(self.cutoffs, self.time_zone))
         check_integer(self.min_history, "min_history", 1, MOST_PERIOD_EVENTS)
         check_integer(
             self.max_events_per_customer, "max_events_per_customer", self.max_events, MOST_EVENTS_PER_CUSTOMER

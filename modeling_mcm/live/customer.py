@@ -32,6 +32,7 @@ from modeling_mcm.events_mcm import (
     naming,
     read_columns,
     read_times,
+    to_id,
     to_iso,
     to_text,
     write_times,
@@ -68,7 +69,7 @@ class LiveHistory:
 
     def __init__(self, feature_extractor: MCMFeatureExtractor, profile: Mapping | None, customer_id: object):
         self.feature_extractor, self.profile = feature_extractor, dict(profile or {})
-        self.customer_id = to_text(customer_id)
+        self.customer_id = to_id(customer_id)
         self._start([])  # raises if the profile can't be encoded
 
     def _start(self, events: Sequence[RawEvent]) -> None:

@@ -30,6 +30,7 @@ from modeling_mcm.data.dataset import (
     write_table,
 )
 from modeling_mcm.data.schema import LEAVE_ONE_OUT, NO_CUTOFFS
+from modeling_mcm.data.tables import read_table_file
 from modeling_mcm.events_mcm import (
     SECONDS_PER_DAY,
     BoolArray,
@@ -206,7 +207,7 @@ class Histories:
         }
 
     def _read_effects(self, path: str) -> pd.DataFrame:
-        table = pd.read_csv(path, dtype={"customer": str})
+        table = read_table_file(path, ["customer"])
         check_columns(table, ("customer", *EFFECT, "offer"), f"{path} has", "Give what `mcm uplift --output` wrote.")
         if not table["customer"].isin(self.ids).any():
             raise ValueError(f"{path} has none of the page's customers: ask `mcm uplift` about the same log.")

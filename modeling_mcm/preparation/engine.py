@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import pyarrow as pa
 
@@ -23,7 +24,7 @@ from modeling_mcm.events_mcm import check_columns
 from modeling_mcm.extras import needs
 
 from .rows import RowReader
-from .sources import NULL, Source, check_files, detect_kind, find_files, list_addresses
+from .sources import DATABASES, NULL, Source, check_files, detect_kind, find_files, is_delta, list_addresses
 
 with needs("data"):
     import duckdb
@@ -103,7 +104,7 @@ def read_on_spark(source: Source, connection: ibis.BaseBackend, what: str, reade
         if source.get_backend().name != SPARK:
             return None
         frames = [session.sql(str(ibis.to_sql(source, dialect="pyspark")))]
-    elif not addresses:
+    elif not addresses or any(is_delta(each) or urlsplit(each).scheme in DATABASES for each in addresses):
         return None
     else:
         stored = [address for address in addresses if "://" in address and not address.startswith("file://")]

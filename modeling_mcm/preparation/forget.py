@@ -30,7 +30,7 @@ from modeling_mcm.data.dataset import (
     PreparedData,
     write_table,
 )
-from modeling_mcm.events_mcm import check_columns, to_text
+from modeling_mcm.events_mcm import check_columns, to_id
 from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
 from modeling_mcm.files_mcm import LOCK_SUFFIX, read_json, remove_abandoned, some
 from modeling_mcm.inputs_mcm import CUSTOMER
@@ -168,7 +168,7 @@ def count_ids(paths: Iterable[Path], *columns: str) -> Counter[str]:
         with pq.ParquetFile(path) as file:
             ids = file.read(columns).columns
         for each in itertools.chain(*(column.drop_null().value_counts().to_pylist() for column in ids)):
-            counts[str(to_text(each["values"]))] += each["counts"]
+            counts[str(to_id(each["values"]))] += each["counts"]
     return counts
 
 
@@ -179,7 +179,7 @@ def read_texts(path: Path) -> set[str]:
         value = waiting.pop()
         if isinstance(value, dict | list):
             waiting += [*value, *(value.values() if isinstance(value, dict) else ())]
-        elif (text := to_text(value)) is not None:
+        elif (text := to_id(value)) is not None:
             texts.add(text)
     return texts
 
@@ -188,14 +188,14 @@ def known_customers(extractor: MCMFeatureExtractor) -> set[str]:
     """The values of the features that read the column of customers."""
     customer = extractor.schema.customer
     specs = [spec for spec in extractor.schema.specs.values() if customer in spec.columns]
-    return {value for spec in specs for value in extractor.vocabularies.get(spec.name, ())}
+    return {str(to_id(value)) for spec in specs for value in extractor.vocabularies.get(spec.name, ())}
 
 
 def forget_in_file(path: Path, customers: Collection[str], column: str) -> int:
     """Writes a Parquet file again without the rows of some customers, if any, and returns their number."""
     table = pq.read_table(path, partitioning=None)
     ids = read_distinct(table[column].combine_chunks())
-    left = table.filter(ids.map(lambda value: to_text(value) not in customers).expand(np.bool_))
+    left = table.filter(ids.map(lambda value: to_id(value) not in customers).expand(np.bool_))
     if len(left) < len(table):
         write_table(path, left, compression="zstd")
     return len(table) - len(left)

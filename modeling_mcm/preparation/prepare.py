@@ -102,15 +102,15 @@ def _check_periods(counts: dict, schema: EventSchema) -> None:
             "holds out the last two; check `tasks` and `visit`, or set dates as `cutoffs`."
         )
     for key, where in (
-        ("training_targets", "No target event is before `cutoffs: validation`"),
-        ("validation_events", "No event is between `cutoffs: validation` and `cutoffs: test`"),
-        ("test_events", "No event is on or after `cutoffs: test`"),
+        ("training_targets", "No target event is before {validation}"),
+        ("validation_events", "No event is between {validation} and {test}"),
+        ("test_events", "No event is on or after {test}"),
     ):
         if not counts[key]:
-            cutoffs = ", ".join(f"{name} {schema.cutoff(name)}" for name in ("validation", "test"))
+            missing = where.format(**{name: f"{name} ({schema.cutoff(name)})" for name in ("validation", "test")})
             raise ValueError(
-                f"{where} ({cutoffs}), and the log runs from {to_iso(counts['first'])} to {to_iso(counts['last'])}; "
-                "move the cutoffs."
+                f"{missing}, and the log runs from {to_iso(counts['first'])} to {to_iso(counts['last'])}: give other "
+                "`cutoffs`, or a longer log."
             )
 
 

@@ -33,7 +33,7 @@ from modeling_mcm.events_mcm import (
     Events,
     read_values,
     run_starts,
-    to_text,
+    to_id,
 )
 from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
 from modeling_mcm.inputs_mcm import Customers
@@ -85,7 +85,7 @@ class RowReader:
     def _read_block(self, block: pa.RecordBatch, start: int) -> pa.RecordBatch:
         bad, customer = list[BadValues](), self.log.customer
         columns = {name: self._column(name, block[name]) for name in self.columns}
-        read: dict = {"customer_id": read_values(customer, columns[customer], to_text, bad)}
+        read: dict = {"customer_id": read_values(customer, columns[customer], to_id, bad)}
         if self.profile:
             values = self.reader.read_features(self.specs, columns, bad)
         else:

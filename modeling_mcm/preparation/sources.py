@@ -122,6 +122,11 @@ def list_addresses(source: Source) -> list[str]:
     return [*map(str, parts)] if all(isinstance(part, str | Path) for part in parts) else []
 
 
+def is_delta(address: str) -> bool:
+    """Whether an address is a folder of Delta Lake on a disk."""
+    return Path(address, DELTA_LOG).is_dir()
+
+
 def open_table(source: Source, what: str) -> Source:
     """Opens a table of a database, such as `postgresql://user@host/database#TABLE` or `duckdb://FILE#SCHEMA.TABLE`,
     and a folder of Delta Lake on a disk. Any other source stays as it is.
@@ -134,7 +139,7 @@ def open_table(source: Source, what: str) -> Source:
         return source
     address, _, table = addresses[0].partition("#")
     url = urlsplit(address)
-    if Path(address, DELTA_LOG).is_dir():
+    if is_delta(address):
         with needs("tables"):
             from deltalake import DeltaTable
             from deltalake.exceptions import DeltaError
@@ -157,7 +162,11 @@ def open_table(source: Source, what: str) -> Source:
             database = ibis.duckdb.connect(url.netloc + url.path, read_only=True)
         else:
             database = ibis.connect(address)
-        return database.table(name, database=tuple(schema) or None)
+        try:
+            return database.table(name, database=tuple(schema) or None)
+        except BaseException:
+            database.disconnect()
+            raise
     except faults as error:
         place = f"{url.scheme}://{url.netloc.rpartition('@')[2]}{url.path}"  # without a password
         reason = str(error).strip().partition("\n")[0]
@@ -252,6 +261,7 @@ class SourceTable:
         names (`list[str]`): Names of the table's columns.
         dropped (`int`): Number of lines of text files that were left out so far.
         is_text (`bool`): Whether its files are text files.
+        is_ordered (`bool`): Whether its rows have an order of their own.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -261,7 +271,10 @@ class SourceTable:
     def __init__(self, source: Source, what: str, columns: Sequence[str] = (), text: TextFormat | None = None):
         self.what, self.text, self.dropped = what, text or TextFormat(), 0
         self._table, self._files, self.is_text = None, [], False
-        source = open_table(source, what)
+        opened = open_table(source, what)
+        self.is_ordered = not isinstance(opened, ir.Table | ds.Dataset)
+        self._database = opened.get_backend() if isinstance(opened, ir.Table) and opened is not source else None
+        source = opened
         if list_addresses(source):
             self._files = find_files(source, what)
             self.is_text = self._files[0].kind != "parquet"
@@ -295,7 +308,14 @@ class SourceTable:
                 return pa.array(map_distinct(column.tolist(), to_text, object), pa.string())
 
     def blocks(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-        """Reads some columns, in the order of the rows."""
+        """Reads some columns, in the order of the rows, once: a database that was opened here is closed then."""
+        try:
+            yield from self._blocks(columns)
+        finally:
+            if self._database is not None:
+                self._database.disconnect()
+
+    def _blocks(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         if isinstance(self._table, ir.Table):
             rows = self._table.select(*columns)
             backend = rows.get_backend()

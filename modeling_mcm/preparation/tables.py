@@ -11,11 +11,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 from transformers.utils import logging
 
@@ -28,7 +28,7 @@ from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
 from modeling_mcm.schema_mcm import DAYS_SINCE_VISIT, NUMERIC, ONE_TOKEN_TYPE, ROWS, FeatureSpec
 
 from .rows import BAD, RowReader
-from .sources import Source, SourceTable, open_table
+from .sources import Source, SourceTable
 
 with needs("data"):
     import ibis
@@ -59,15 +59,15 @@ def open_rows(
     read into `folder`.
     """
     what, reader, dropped = "profile" if profile else "event", RowReader(schema, profile, start), 0
-    source = open_table(source, what)
-    table = read_on_spark(source, connection, what, reader) if connection.name == SPARK else None
-    if schema.order == ROWS and not profile and (table is not None or isinstance(source, Table | ds.Dataset)):
+    table: Any = read_on_spark(source, connection, what, reader) if connection.name == SPARK else None
+    text = replace(schema, on_bad_row="error") if profile else schema
+    opened = SourceTable(source, what, reader.columns, text) if table is None else None
+    if schema.order == ROWS and not profile and not (opened and opened.is_ordered):
         raise ValueError(
             "`order: rows` needs files, a data frame or an Arrow table: the rows of a table of a database or of Spark "
             "have no order of their own. Number the events of a customer in a column, and name it as `order`."
         )
-    if table is None:
-        opened = SourceTable(source, what, reader.columns, replace(schema, on_bad_row="error") if profile else schema)
+    if opened:
         check_columns(opened.names, reader.columns, f"The {what} table has", "The schema names it.")
         path = folder / f"{what}.parquet"
         with pq.ParquetWriter(path, reader.arrow, compression="zstd", compression_level=1) as writer:

@@ -25,7 +25,7 @@ from transformers.utils import logging
 
 from modeling_mcm import CustomerModel, MCMForMultiTaskRecommendation
 from modeling_mcm.customer_features import CustomerFeatures, MCMClassifier, MCMRegressor
-from modeling_mcm.data import EventSchema
+from modeling_mcm.data import NO_CUTOFFS, EventSchema
 from modeling_mcm.data.guessing import FrameReader
 from modeling_mcm.page.histories import Histories
 from modeling_mcm.training.scorer.shipped import SHIPPED, SHIPPED_SCORER
@@ -225,6 +225,26 @@ WRONG = {
 def test_a_wrong_table_is_refused_with_its_column_and_a_fix(events, words):
     with pytest.raises((ValueError, FileNotFoundError), match=words):
         CustomerModel.fit(events)
+
+
+FEW = pd.DataFrame({"user": ["a", "b", "a"], "time": pd.to_datetime(["2024-01-01", "2024-01-01", "2024-01-05"])})
+SHORT = {
+    "two times": FEW,
+    "one time": FEW.assign(time=FEW["time"][0]),
+    "no times": FEW.drop(columns="time"),
+    "three times": FEW.assign(time=pd.to_datetime(["2024-01-01", "2024-01-02", "2024-01-05"])),
+    "a wrong one": make_events(item=draw(9)).replace({"time": {TIMES[5]: pd.Timestamp("2034-01-01")}}),
+}
+
+
+@pytest.mark.parametrize("events", SHORT.values(), ids=SHORT)
+def test_what_is_counted_needs_no_period(events):
+    given = {} if "time" in events else {"order": "rows"}
+    model = CustomerModel.fit(events, given, learn=False, disable_tqdm=True)
+    assert len(model.customers) == events.iloc[:, 0].nunique()
+    if model.reader.schema.cutoffs == NO_CUTOFFS:
+        with pytest.raises(ValueError, match="The log is too short to learn from.* or learn=False"):
+            CustomerModel.fit(events, given)
 
 
 def test_a_column_that_is_not_there_is_named():

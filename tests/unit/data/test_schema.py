@@ -82,7 +82,7 @@ MISTAKES = r"""
 {cutoffs: {validation: '2024-13-01', test: 2024-04-01}}  -> 2024-13-01
 {cutoffs: {validation: 2024-03-01}}                      -> no `test`
 {cutoffs: {validation: 2024-05-01, test: 2024-04-01}}    -> is after test
-{cutoffs: {validation: 2024-03-01T00:00:00Z, test: 2024-04-01}} -> time zone
+{cutoffs: {validation: 1709251200, test: 2024-04-01}}    -> `cutoffs: validation`: found 1709251200 .int., exp
 {cutoffs: leave_two_out}                                 -> 'leave_two_out'.*leave_one_out
 {time_zone: Mars/Olympus}                                -> Mars/Olympus.*or an offset such as
 {time_zone: '+5:30'}                                     -> `time_zone` is '\+5:30'; give an IANA name

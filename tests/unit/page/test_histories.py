@@ -4,6 +4,7 @@
 
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -106,3 +107,10 @@ def test_labels_of_a_path_or_of_several_values_are_found(page, event_log, prepar
             patch.setitem(schema.specs, "items", replace(schema.specs["items"], separator="|", **change))
             histories.log["item"] = event_log["item"].map(written.format)
             assert len(rows) and histories._find_targets("items", "item 03")[1].tolist() == rows.tolist()
+
+
+def test_a_customer_called_na_has_an_effect(tmp_path):
+    table = pd.DataFrame({"customer": ["NA", "null", "007"], "effect": [1.5, 2.0, 3.0], "low": 0, "high": 9.5})
+    table.assign(propensity=0.5, offer=[True, True, False]).to_csv(tmp_path / "fuel.csv", index=False)
+    made = Histories._read_effects(SimpleNamespace(ids=["NA"]), str(tmp_path / "fuel.csv"))
+    assert made["difference"].to_dict() == {"NA": 1.5, "null": 2.0} and {*made["label"]} == {"fuel"}

@@ -173,8 +173,11 @@ BAD_LOGS = {
     "no target": (lambda log: log.assign(kind="view"), "target_token_types.*buy.*'kind'"),
     "reserved token type": (lambda log: log.assign(kind=["end_of_visit", *log.kind[1:]]), "end_of_visit.*rename"),
     "nothing to train on": (lambda log: log[log["at"] >= VALIDATION], "No target event is before.*the log runs from"),
-    "nothing to validate on": (lambda log: log[~log["at"].between(VALIDATION, TEST)], "No event is between.*move the"),
-    "nothing to test on": (lambda log: log[log["at"] < TEST], "on or after `cutoffs: test`"),
+    "nothing to validate on": (
+        lambda log: log[~log["at"].between(VALIDATION, TEST)],
+        "No event is between.*give other",
+    ),
+    "nothing to test on": (lambda log: log[log["at"] < TEST], "on or after test"),
 }
 
 

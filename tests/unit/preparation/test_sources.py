@@ -3,6 +3,7 @@
 """Files of a log: folders, stores and CSV in every form are read alike; what is bad is named by file and line."""
 
 import bz2
+import gc
 import gzip
 import io
 import lzma
@@ -18,6 +19,7 @@ from synthetic_log import load_extractor, make_log, make_profile, read_rows, run
 
 from modeling_mcm.data import EventSchema
 from modeling_mcm.data.schema import TextFormat
+from modeling_mcm.frames import read_frame
 from modeling_mcm.preparation import prepare, sources
 from modeling_mcm.preparation.engine import open_engine
 from modeling_mcm.preparation.sources import InputFiles, SourceTable, describe
@@ -339,3 +341,19 @@ def test_a_file_under_two_names_is_told(tmp_path, caplog):
     describe([tmp_path])
     (said,) = caplog.messages  # rows of another folder are others
     assert re.search(r"/b.csv and \S+/c.csv have the same bytes: each of their events counts twice", said)
+
+
+def test_a_database_is_closed_when_its_table_was_read(tmp_path):
+    log, file = make_log(), tmp_path / "shop.duckdb"
+    with duckdb.connect(file) as connection:
+        connection.register("frame", log)
+        connection.sql("CREATE TABLE events AS SELECT * FROM frame")
+    gc.disable()  # which would close it later
+    try:
+        prepare(f"duckdb://{file}#events", EventSchema.from_dict(SCHEMA), tmp_path / "out")
+        read_frame(f"duckdb://{file}#events")
+        with pytest.raises(ValueError, match="can't be opened"):
+            SourceTable(f"duckdb://{file}#nothing", "event")
+        duckdb.connect(file).close()  # which fails while somebody else reads it
+    finally:
+        gc.enable()
