@@ -131,13 +131,14 @@ def to_ids(column: object) -> list[str]:
 
 
 def to_number(value: object) -> float:
-    """Converts a number, also as text, to a float; NaN if missing. Raises `ValueError` if the value is no number."""
+    """Converts a number, also as text, to a float; NaN if missing. Raises `ValueError` if the value is no number, or
+    an infinite one."""
     if is_missing(value):
         return math.nan
     if isinstance(value, Real | Decimal | np.bool_ | str) and not isinstance(value, np.timedelta64):
         try:
-            if "_" not in str(value):  # which Python reads over
-                return float(value)
+            if "_" not in str(value) and not math.isinf(number := float(value)):  # Python reads over "_"
+                return number
         except (ValueError, OverflowError):  # an integer may be larger than every float
             pass
     raise ValueError(f"found {value!r:.80} ({type(value).__name__}), expected a number; convert it")
@@ -408,7 +409,7 @@ def read_values(name: str, column: Column, function: Callable, bad: list[BadValu
 
 def read_numbers(name: str, column: Column, bad: list[BadValues] | None) -> FloatArray:
     """Numbers of a column, NaN where one is missing, of shape `(events,)`; see [`read_values`]."""
-    if isinstance(column, np.ndarray) and column.dtype.kind in "iufb":
+    if isinstance(column, np.ndarray) and column.dtype.kind in "iufb" and not np.isinf(column).any():
         return column.astype(np.float64)
     return read_values(name, column, to_number, bad).expand(np.float64)
 

@@ -152,8 +152,8 @@ class CustomerForecastPipeline(_CustomerPipeline):
             times. Default: the time of each customer's last event.
         days (`list[float]`, *optional*): Horizons, such as `[180, 365]`, up to twice the training period. Default:
             those of the config.
-        known (`dict`, *optional*): What is known of days beside `config.known`, as [`~data.read_known`] reads it of a
-            table, such as `{"campaign": [["2024-05-01", "2024-05-07", 1.0]]}`.
+        known (*optional*): What is known of days beside `config.known`, such as `[{"date": "2024-05-01", "name":
+            "campaign", "value": 1.0}]`: a table as [`~data.read_known`] takes, or what it gives.
         discount_rate (`float`, *optional*): Of a year: with .1, `amount_365d_discounted` says what the expected amount
             is worth now, if what comes in a year is worth 1 / 1.1 of it.
     """

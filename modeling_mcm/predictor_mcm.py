@@ -24,10 +24,23 @@ from torch import Tensor, nn
 from transformers.utils import logging
 
 from .action_inputs_mcm import EncodedActions
-from .calendar_mcm import CLOSED, Known, join_known
+from .calendar_mcm import CLOSED, Known, collect_known, join_known
 from .candidates_mcm import CandidateSet, ChosenLabels, check_number
 from .configuration_mcm import FIRST_LABEL
-from .events_mcm import SECONDS_PER_DAY, Row, Time, check_keys, naming, to_iso, to_number, to_text, to_values
+from .events_mcm import (
+    SECONDS_PER_DAY,
+    Row,
+    Time,
+    check_columns,
+    check_keys,
+    naming,
+    to_iso,
+    read_table,
+    to_ids,
+    to_number,
+    to_text,
+    to_values,
+)
 from .feature_extraction_mcm import MISSING_LABEL, MCMFeatureExtractor
 from .features_mcm import LabelHistory
 from .forecaster_mcm import CHANCE, MissingForecastsError
@@ -80,7 +93,8 @@ class Questions:
         horizon_days (`float`, *optional*): 30 ranks what comes within 30 days. Default: in the next visit.
         embedding, forecasts (`bool`): Whether they are asked for.
         days (`Sequence[float]`, *optional*): Horizons of the forecasts. Default: those of the config.
-        known (`dict`, *optional*): What is known of days beside `config.known`, as [`~data.read_known`] gives it.
+        known (*optional*): What is known of days beside `config.known`, as [`~data.read_known`] gives it; or a table
+            as it takes, but for files, with days as ISO text or times.
         discount_rate (`float`, *optional*): Of a year. With .1 what comes in a year is worth 1 / 1.1 of what comes
             today, and `NAME_discounted` says what the expected visits, events and amounts are worth.
         later_counts (`bool`): Whether an answer may be given about a time of the past by counts that hold later
@@ -100,7 +114,7 @@ class Questions:
     embedding: bool = False
     forecasts: bool = False
     days: Sequence[float] | None = None
-    known: Known | None = None
+    known: object = None
     discount_rate: float | None = None
     later_counts: bool = False
     label: bool = False
@@ -195,8 +209,10 @@ class Predictor:
         if (rate := asked.discount_rate) is not None:
             if not asked.forecasts:
                 raise ValueError("`discount_rate` is of forecasts: ask for forecasts, or leave it out.")
+            with naming("`discount_rate`"):
+                rate = to_number(rate)
             if not -1 < rate < math.inf:
-                raise ValueError(f"`discount_rate` is {rate!r}; give a share of a year's value, such as .1.")
+                raise ValueError(f"`discount_rate` is {rate:g}; give a share of a year's value, such as .1.")
         forecasts = self.model.base_model.select_forecasts(asked.days)  # raises if a horizon is too long
         if asked.forecasts and not forecasts.are_trained:
             raise MissingForecastsError(self.model.name_or_path)
@@ -209,7 +225,7 @@ class Predictor:
         candidates = self._check_candidates(tasks, *choice) if tasks else None
         return CheckedQuestions(
             as_of, tasks, asked.k, candidates, asked.horizon_days, asked.embedding, asked.forecasts, asked.days,
-            self._check_known(asked), asked.discount_rate, asked.label, actions,
+            self._check_known(asked), rate, asked.label, actions,
         )  # fmt: skip
 
     def knows_later(self, as_of: float | None) -> bool:
@@ -234,7 +250,7 @@ class Predictor:
         """What is known of days, with what the config knows."""
         if asked.known is None:
             return None
-        own, new = self.model.config.known, asked.known
+        own, new = self.model.config.known, _read_known(asked.known)
         if not asked.forecasts:
             raise ValueError("`known` is of the days of forecasts: ask for forecasts, or leave it out.")
         if not self.model.config.calendar:
@@ -470,6 +486,19 @@ def describe_offers(columns: Columns, asked: CheckedQuestions, row: int = 0) -> 
         {"action_id": name} | dict(zip(columns, outcomes, strict=True))
         for name, outcomes in zip(cast(EncodedActions, asked.actions).action_ids, chances, strict=True)
     ]
+
+
+def _read_known(known: object) -> Known:
+    """What is known of days, given by name or as a table."""
+    if isinstance(known, Mapping) and "name" not in known:
+        return known
+    table = read_table(known) or {}
+    if "date" in table:
+        table |= {"from": table["date"], "to": table["date"]}
+    check_columns([*table], ["from", "to", "name"], "`known` has", "Give `from` and `to`, or `date`; and `name`.")
+    with naming("`known`, column 'name'"):
+        names = to_ids(table["name"])
+    return collect_known(table["from"], table["to"], names, table.get("value", [1.0] * len(names)))
 
 
 def _warn_of_empty(is_empty: Tensor | NDArray, as_of: float | None) -> None:
