@@ -219,7 +219,7 @@ class Calendar(Exact):
         if key not in self._fitted:
             counts = self.counts[:number].double()
             days = torch.arange(self.first, self.first + number, dtype=counts.dtype, device=counts.device)
-            self._fitted[key] = fit_effects(counts[:, 0], counts[:, 1], days, known) if number >= LEAST_DAYS else None
+            self._fitted[key] = fit_effects(counts[:, 0], counts[:, 1], days, known)
         return self._fitted[key]
 
     def bend(

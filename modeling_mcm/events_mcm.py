@@ -29,6 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers.utils import logging
 
+from .calendar_mcm import Known, collect_known
 from .schema_mcm import NUMERIC, FeatureSpec, LogSchema, read_zone
 
 logger = logging.get_logger(__name__)
@@ -345,6 +346,20 @@ def read_table(table: Any) -> dict | None:
     if not len(rows) or not all(isinstance(row, Mapping) for row in rows):
         return None
     return {str(name): [row.get(name) for row in rows] for name in dict.fromkeys(name for row in rows for name in row)}
+
+
+def read_days(table: Any) -> Known:
+    """What is known of days, of a table as [`~data.read_known`] takes it, but no file, with days as ISO text or times;
+    what is known of days already stays. Raises `ValueError` as that does."""
+    if isinstance(table, Mapping) and "name" not in table:
+        return table
+    columns = read_table(table) or {}
+    if "date" in columns:
+        columns |= {"from": columns["date"], "to": columns["date"]}
+    check_columns([*columns], ["from", "to", "name"], "`known` has", "Give `from` and `to`, or `date`; and `name`.")
+    with naming("`known`, column 'name'"):
+        names = to_ids(columns["name"])
+    return collect_known(columns["from"], columns["to"], names, columns.get("value", [1.0] * len(names)))
 
 
 def read_columns(events: Any, known: Sequence[str]) -> tuple[dict, int]:

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from transformers import Pipeline
 from transformers.dynamic_module_utils import custom_object_save
 
-from .forecaster_mcm import MissingForecastsError
 from .modeling_mcm import MCMPreTrainedModel
 from .predictor_mcm import (
     EMBEDDING,
@@ -160,11 +159,6 @@ class CustomerForecastPipeline(_CustomerPipeline):
 
     NAME, QUESTION = "customer-forecast", {"forecasts": True}
     OPTIONS = {name: name for name in ("as_of", "days", "known", "discount_rate")}
-
-    def check_model(self) -> None:
-        """Raises [`MissingForecastsError`] if the checkpoint has no trained forecasts."""
-        if not self.model.base_model.customer_forecasts.are_trained:
-            raise MissingForecastsError(self.model.name_or_path)
 
     def postprocess(self, model_outputs: Columns, **asked: Any) -> dict[str, float]:
         """Converts the forecasts to numbers."""

@@ -24,19 +24,17 @@ from torch import Tensor, nn
 from transformers.utils import logging
 
 from .action_inputs_mcm import EncodedActions
-from .calendar_mcm import CLOSED, Known, collect_known, join_known
+from .calendar_mcm import CLOSED, Known, join_known
 from .candidates_mcm import CandidateSet, ChosenLabels, check_number
 from .configuration_mcm import FIRST_LABEL
 from .events_mcm import (
     SECONDS_PER_DAY,
     Row,
     Time,
-    check_columns,
     check_keys,
     naming,
+    read_days,
     to_iso,
-    read_table,
-    to_ids,
     to_number,
     to_text,
     to_values,
@@ -250,7 +248,7 @@ class Predictor:
         """What is known of days, with what the config knows."""
         if asked.known is None:
             return None
-        own, new = self.model.config.known, _read_known(asked.known)
+        own, new = self.model.config.known, read_days(asked.known)
         if not asked.forecasts:
             raise ValueError("`known` is of the days of forecasts: ask for forecasts, or leave it out.")
         if not self.model.config.calendar:
@@ -486,19 +484,6 @@ def describe_offers(columns: Columns, asked: CheckedQuestions, row: int = 0) -> 
         {"action_id": name} | dict(zip(columns, outcomes, strict=True))
         for name, outcomes in zip(cast(EncodedActions, asked.actions).action_ids, chances, strict=True)
     ]
-
-
-def _read_known(known: object) -> Known:
-    """What is known of days, given by name or as a table."""
-    if isinstance(known, Mapping) and "name" not in known:
-        return known
-    table = read_table(known) or {}
-    if "date" in table:
-        table |= {"from": table["date"], "to": table["date"]}
-    check_columns([*table], ["from", "to", "name"], "`known` has", "Give `from` and `to`, or `date`; and `name`.")
-    with naming("`known`, column 'name'"):
-        names = to_ids(table["name"])
-    return collect_known(table["from"], table["to"], names, table.get("value", [1.0] * len(names)))
 
 
 def _warn_of_empty(is_empty: Tensor | NDArray, as_of: float | None) -> None:
