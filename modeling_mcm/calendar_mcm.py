@@ -14,7 +14,7 @@ Shapes: N days, P columns, B customers, E places for visits, T horizons.
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import date, datetime
 from typing import NamedTuple
 
@@ -91,24 +91,6 @@ def write_day(day: int) -> str:
     return date.fromordinal(day + EPOCH_ORDINAL).isoformat()
 
 
-def collect_known(firsts: Iterable, lasts: Iterable, names: Iterable[str], values: Iterable) -> dict[str, list]:
-    """By name rows of first day, last day and value, of columns of a table of days. Raises `ValueError` if a row is
-    wrong; the message names it."""
-    known: dict[str, list] = {}
-    for number, row in enumerate(zip(firsts, lasts, names, values, strict=True), 1):
-        try:
-            first, last = (write_day(read_day(day)) for day in row[:2])
-            value = float(row[3])
-            if not first <= last or not abs(value) < math.inf:
-                raise ValueError(f"found {[*map(str, row)]}; expected a first and a last day, a name and a number")
-            if row[2] == CLOSED and not 0 <= value <= 1:
-                raise ValueError(f"found {CLOSED!r} {value:g}; expected a share of the day, from 0 to 1")
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"`known`, row {number}: {error}") from error
-        known.setdefault(row[2], []).append([first, last, value])
-    return known
-
-
 def find_values(days: Tensor, rows: Sequence[Sequence[str | float]]) -> Tensor:
     """The known value of each day since 1970-01-01 `(N,)`, not a number without a row."""
     values = torch.full_like(days, math.nan)
@@ -133,13 +115,14 @@ def describe_days(days: Tensor, known: Known, scales: Mapping[str, Scale]) -> li
     ]
 
 
-def fit_effects(visits: Tensor, customers: Tensor, days: Tensor, known: Known) -> Effects | None:
+def fit_effects(visits: Tensor, customers: Tensor, days: Tensor, known: Known) -> Effects:
     """Fits the effects of days `(N,)` to their numbers of visits `(N,)` of the customers who were there before, whose
-    number is `customers` `(N,)`. None: there are none."""
+    number is `customers` `(N,)`. Where nothing can be said, P is 0."""
+    nothing = Effects(visits.new_zeros(0), visits.new_zeros(0, 0), {})
     is_open = find_open(days, known)
     is_read = (customers > 0) & (is_open > 0.5)
     if int(is_read.sum()) < LEAST_DAYS or visits[is_read].sum() < LEAST_VISITS:
-        return None
+        return nothing
     scales = {name: Scale.measure(find_values(days[is_read], known[name])) for name in known if name != CLOSED}
     groups = describe_days(days, known, scales)
     for place, (_, _, _, least) in enumerate(WAVES, 1):
@@ -149,25 +132,25 @@ def fit_effects(visits: Tensor, customers: Tensor, days: Tensor, known: Known) -
     level = ((since - steps) / LEVEL_DAYS).clamp(0, 1)
     trend = torch.cat([torch.ones_like(since), since / len(days)], 1)
     x, offset = torch.cat([*groups, level, trend], 1), (customers * is_open).log()
-    sizes = [group.shape[1] for group in (*groups, level)]
-    fitted = _fit_poisson(x[is_read], visits[is_read], offset[is_read], sizes)
+    sizes = torch.tensor([group.shape[1] for group in (*groups, level, trend)], device=days.device)
+    group = torch.arange(len(sizes), device=days.device).repeat_interleave(sizes)
+    fitted = _fit_poisson(x[is_read], visits[is_read], offset[is_read], group)
     if fitted is None:
-        return None
-    number = sum(sizes[:-1])
+        return nothing
+    number = len(group) - int(sizes[-2:].sum())
     weights, covariance, precision = fitted[0][:number], fitted[1][:number, :number], fitted[2][:number]
     is_effect = precision < LEAST_STD**-2
-    if not bool(is_effect.any()):
-        return None
     return Effects(weights * is_effect, covariance * is_effect * is_effect[:, None], scales)
 
 
-def _fit_poisson(x: Tensor, y: Tensor, offset: Tensor, sizes: Sequence[int]) -> tuple[Tensor, Tensor, Tensor] | None:
-    """Fits a Poisson regression of numbers `(N,)` on groups of columns, of some sizes, and on a level and a trend, the
-    last two of `x` `(N, P)`. Newton steps alternate with what the weights say of their groups.
+def _fit_poisson(x: Tensor, y: Tensor, offset: Tensor, group: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Fits a Poisson regression of numbers `(N,)` on columns `(N, P)` of some groups `(P,)`, the last two a level and
+    a trend. Newton steps alternate with what the weights of a group say of the size of its effects.
 
     Returns the weights `(P,)`, their covariance `(P, P)` and the precisions of their priors `(P,)`, or None, with a
     warning, if they don't settle.
     """
+    is_in = F.one_hot(group).to(x.dtype)  # (P, groups)
     weights, precision, spread = x.new_zeros(x.shape[1]), x.new_full(x.shape[1:], 100.0), y.new_ones(())
     weights[-2] = (y.sum() / offset.exp().sum()).log()
     precision[-2:] = 1e-4
@@ -179,7 +162,8 @@ def _fit_poisson(x: Tensor, y: Tensor, offset: Tensor, sizes: Sequence[int]) -> 
         free = 1 - precision * covariance.diagonal()  # (P,): how much of each weight the numbers say
         errors = (y - mean).square() / mean.clamp(min=0.01)
         spread = (errors.sum() / (len(y) - free.sum()).clamp(min=1)).clamp(min=1)
-        precision = torch.cat([*_find_precisions(weights[:-2], free[:-2], sizes), precision[-2:]])
+        shrunk = (free @ is_in).clamp(min=1e-3) / (weights.square() @ is_in).clamp(min=1e-9)  # (groups,)
+        precision[:-2] = shrunk.clamp(0.1, 1e6)[group[:-2]]
         if step.abs().max() < TOLERANCE:
             return weights, covariance, precision
     logger.warning_once(
@@ -187,15 +171,6 @@ def _fit_poisson(x: Tensor, y: Tensor, offset: Tensor, sizes: Sequence[int]) -> 
         "ones: look for days with far too many visits, or leave `known` out."
     )
     return None
-
-
-def _find_precisions(weights: Tensor, free: Tensor, sizes: Sequence[int]) -> list[Tensor]:
-    """What the weights of each group say of their prior's precision, for each weight of the group."""
-    pairs = zip(weights.split(list(sizes)), free.split(list(sizes)), strict=True)
-    return [
-        (freedom.sum().clamp(min=1e-3) / part.square().sum().clamp(min=1e-9)).clamp(0.1, 1e6).expand(len(part))
-        for part, freedom in pairs
-    ]
 
 
 class Calendar(Exact):
@@ -211,9 +186,9 @@ class Calendar(Exact):
         self.first = first
         # Visits of customers who were there before, and their number
         self.counts = nn.Buffer(torch.zeros(number, 2), persistent=number > 0)
-        self._fitted: dict[tuple[int, str], Effects | None] = {}
+        self._fitted: dict[tuple[int, str], Effects] = {}
 
-    def find_effects(self, number: int, known: Known) -> Effects | None:
+    def find_effects(self, number: int, known: Known) -> Effects:
         """The effects by the first days."""
         key = number, json.dumps(known)
         if key not in self._fitted:
@@ -241,16 +216,12 @@ class Calendar(Exact):
         for weeks in late.unique().tolist():
             row = late == weeks
             effects = self.find_effects(max(len(self.counts) - WEEK * int(weeks), 0), known)
-            if effects is None and CLOSED not in known:
+            if not bool(effects.weights.any()) and CLOSED not in known:
                 continue
             start, end = math.floor(ends[row].min()), math.ceil(ends[row].max())
-            read = torch.arange(start, end, dtype=times.dtype, device=times.device)
-            if effects is None:
-                columns = read.new_zeros(len(read), 1)
-                effects = Effects(read.new_zeros(1), read.new_zeros(1, 1), {})
-            else:
-                columns = torch.cat(describe_days(read, known, effects.scales), 1)  # (N, P)
-            lengths = (columns @ effects.weights).exp() * find_open(read, known)
+            span = torch.arange(start, end, dtype=times.dtype, device=times.device)
+            columns = torch.cat(describe_days(span, known, effects.scales), 1)[:, : len(effects.weights)]  # (N, P)
+            lengths = (columns @ effects.weights).exp() * find_open(span, known)
             slopes = torch.cat([lengths[:, None], lengths[:, None] * columns], 1)
             table = F.pad(slopes.cumsum(0), (0, 0, 1, 0))  # (N + 1, 1 + P): the clock, and its slopes by the weights
 

@@ -30,7 +30,6 @@ from numpy.typing import NDArray
 from transformers import HfArgumentParser
 from transformers.utils import logging
 
-from .calendar_mcm import Known
 from .data import NO_CUTOFFS, EventSchema, PreparedData, read_known, read_schema
 from .data.collator import batches_by_length
 from .data.guess_times import warn_of_late_event
@@ -160,11 +159,7 @@ class CustomerModel:
             table = reader.read(table)
             prepare(table, reader.schema, place / "data")
             given = {"seed": seed, "report_to": "none"} | ({} if learn else {"network": "shipped"})
-            if known is not None:
-                rows = [(name, *row) for name, rows in read_known(known).items() for row in rows]
-                given["known"] = str(place / "known.csv")
-                pd.DataFrame(rows, columns=["name", "from", "to", "value"]).to_csv(given["known"], index=False)
-            _pretrain(place, encoder, given | training)
+            _pretrain(place, encoder, given | {"known": read_known(known)} | training)
             if folder:
                 table.to_parquet(place / EVENTS_FILE, index=False)
             write_json(place / "run" / READER_FILE, reader.to_dict())
@@ -200,8 +195,9 @@ class CustomerModel:
 
         with tempfile.TemporaryDirectory() as folder:
             data, new = self._add(events, folder)
-            known = _read_known(known)
-            model, extractor = Counts(data).give(self.model, self.feature_extractor, state=False, known=known)
+            model, extractor = Counts(data).give(
+                self.model, self.feature_extractor, state=False, known=read_known(known)
+            )
         return CustomerModel(model, extractor, pd.concat([self._events, new], ignore_index=True), self.reader)
 
     def watch(self, events: object) -> pd.DataFrame:
@@ -374,7 +370,7 @@ class CustomerModel:
             discount_rate (`float`, *optional*): Of a year. With .1 what comes in a year is worth 1 / 1.1 of what comes
                 today, and the columns `NAME_discounted` say what the expected visits, events and amounts are worth.
         """
-        questions = Questions(forecasts=True, days=days, known=_read_known(known), discount_rate=discount_rate)
+        questions = Questions(forecasts=True, days=days, known=read_known(known), discount_rate=discount_rate)
         ids, columns, _ = self._ask(customers, as_of, questions)
         return make_table(ids, columns)
 
@@ -753,10 +749,6 @@ class CustomerModel:
         order = np.concatenate(batches).argsort()
         columns = {name: torch.cat([part[name] for part in parts])[order] for name in parts[0]}
         return [self.customers[place] for place in places], columns, asked
-
-
-def _read_known(known: object) -> Known | None:
-    return None if known is None else read_known(known)
 
 
 def make_table(ids: Sequence[str], columns: Columns) -> pd.DataFrame:

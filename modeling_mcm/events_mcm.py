@@ -29,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers.utils import logging
 
-from .calendar_mcm import Known, collect_known
+from .calendar_mcm import CLOSED, Known, read_day, write_day
 from .schema_mcm import NUMERIC, FeatureSpec, LogSchema, read_zone
 
 logger = logging.get_logger(__name__)
@@ -353,13 +353,23 @@ def read_days(table: Any) -> Known:
     what is known of days already stays. Raises `ValueError` as that does."""
     if isinstance(table, Mapping) and "name" not in table:
         return table
-    columns = read_table(table) or {}
+    columns, known = read_table(table) or {}, defaultdict[str, list](list)
     if "date" in columns:
         columns |= {"from": columns["date"], "to": columns["date"]}
     check_columns([*columns], ["from", "to", "name"], "`known` has", "Give `from` and `to`, or `date`; and `name`.")
-    with naming("`known`, column 'name'"):
-        names = to_ids(columns["name"])
-    return collect_known(columns["from"], columns["to"], names, columns.get("value", [1.0] * len(names)))
+    values = columns.get("value", [1.0] * len(columns["name"]))
+    for number, row in enumerate(zip(columns["from"], columns["to"], columns["name"], values, strict=True), 1):
+        with naming(f"`known`, row {number}"):
+            first, last = (write_day(read_day(day)) for day in row[:2])
+            name, value = to_text(row[2]), to_number(row[3])
+            is_value = 0 <= value <= 1 if name == CLOSED else abs(value) <= LARGEST_VALUE
+            if name is None or not first <= last or not is_value:
+                raise ValueError(
+                    f"found {[*map(str, row)]}; expected a first and a last day, a name and a number, of {CLOSED!r} "
+                    "ones the share of the day, from 0 to 1"
+                )
+            known[name].append([first, last, value])
+    return dict(known)
 
 
 def read_columns(events: Any, known: Sequence[str]) -> tuple[dict, int]:

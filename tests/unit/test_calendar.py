@@ -267,8 +267,17 @@ def test_a_short_log_has_no_effects_and_a_long_one_is_read_at_its_end():
     assert len(count_days(visits, 0.0, 3000.0).counts) == MOST_DAYS
     calendar = count_days(visits, 0.0, LEAST_DAYS - 1.0)
     assert calendar.counts[:, 1].tolist() == [0] + [1] * (LEAST_DAYS - 2)
-    assert calendar.find_effects(len(calendar.counts), {}) is None
-    assert Calendar().find_effects(0, {}) is None
+    for each in (calendar, Calendar()):
+        assert len(each.find_effects(len(each.counts), {}).weights) == 0
+
+
+def test_days_are_read_as_text_dates_and_times_of_any_zone():
+    days = pd.Series(pd.date_range("2021-03-28", periods=3))
+    local = days.dt.tz_localize("Asia/Tokyo")
+    for form in (days, days.dt.date, days.dt.strftime("%Y-%m-%d"), local, [*local], days.to_numpy()):
+        known = read_known({"date": form, "name": ["a"] * 3})
+        assert known == {"a": [[f"2021-03-{day}", f"2021-03-{day}", 1.0] for day in (28, 29, 30)]} == read_known(known)
+    assert read_known(None) is None
 
 
 @pytest.mark.parametrize(
@@ -279,6 +288,10 @@ def test_a_short_log_has_no_effects_and_a_long_one_is_read_at_its_end():
         ([{"from": "2021-01-02", "to": "2021-01-01", "name": "a"}], "row 1: found"),
         ([{"date": "2021-01-01", "name": "a", "value": float("nan")}], "expected a first and a last day"),
         ([{"date": "2021-01-01", "name": "closed", "value": 2}], "from 0 to 1"),
+        ([{"date": "2021-01-01", "name": "closed", "value": -0.5}], "from 0 to 1"),
+        ([{"date": "2021-01-01", "name": "a", "value": "much"}], "row 1: found 'much' .str., expected a number"),
+        ([{"date": None, "name": "a"}], "row 1: .*None"),
+        ([], "no column 'from'"),
     ],
 )
 def test_wrong_rows_are_named(rows, message):
