@@ -15,15 +15,17 @@ Shapes: N days, P columns, B customers, E places for visits, T horizons.
 import json
 import math
 from collections.abc import Mapping, Sequence
-from datetime import date
+from datetime import date, datetime
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers.utils import logging
 
 from .state_mcm import Exact
 
+logger = logging.get_logger(__name__)
 EPOCH_ORDINAL, WEEK = date(1970, 1, 1).toordinal(), 7
 MONTH, YEAR = 30.436875, 365.2425  # days
 # Length, first and last harmonic, and the least number of days that say something of them: months, seasons and feasts
@@ -31,7 +33,7 @@ WAVES = ((MONTH, 1, 3, 122), (YEAR, 1, 2, 366), (YEAR, 3, 6, 366))
 LEAST_DAYS, MOST_DAYS, LEAST_VISITS, LEVEL_DAYS = 56, 1461, 100, 28  # that are read; of a step of the level
 LEAST_STD = 0.02  # of the effects of a group: smaller ones are none
 CLOSED, LEAST_OPEN = "closed", 1e-3  # the known name of days without visits, whose effect is not learned
-ITERATIONS = 50
+ITERATIONS, TOLERANCE = 500, 1e-6  # of the regression's weights
 Known = Mapping[str, Sequence[Sequence[str | float]]]  # by name: first day, last day, value
 
 
@@ -40,16 +42,48 @@ def join_known(*parts: Known) -> dict[str, list]:
     return {name: [row for part in parts for row in part.get(name, ())] for part in parts for name in part}
 
 
+class Scale(NamedTuple):
+    """How the values of a known name are read, by those of the days that are learned from: in the unit of the largest
+    deviation from the usual value, so that neither unit nor height matters."""
+
+    usual: float  # of days without a row
+    low: float  # the least value that is learned from
+    high: float
+
+    @classmethod
+    def measure(cls, values: Tensor) -> "Scale":
+        """The scale of the values of days `(N,)`, not a number without a row. A flag, a discount and whatever most
+        days have no row of is usually 0; what changes and is there on most days, such as a price, is its median."""
+        given = values[~values.isnan()]
+        is_level = 2 * len(given) > len(values) and bool(given.amin() < given.amax())
+        usual = float(given.median()) if is_level else 0.0
+        read = values.nan_to_num(usual)
+        return cls(usual, float(read.min()), float(read.max()))
+
+    def read(self, values: Tensor, name: str = "") -> Tensor:
+        """Values from -1 to 1, 0 without a row. Those that were not learned are the nearest of those that were."""
+        values = values.nan_to_num(self.usual)
+        clipped = values.clamp(self.low, self.high)
+        if len(unseen := values[values != clipped]):
+            logger.warning_once(
+                f"`known` has {unseen[0]:g} of {name!r}, and effects were learned of values from {self.low:g} to "
+                f"{self.high:g}: the nearest of them is read."
+            )
+        return (clipped - self.usual) / (max(self.high - self.usual, self.usual - self.low) or 1.0)
+
+
 class Effects(NamedTuple):
-    """The weights of the columns of a day in the logarithm of its visits, `(P,)`, and their covariance `(P, P)`."""
+    """The weights of the columns of a day in the logarithm of its visits, `(P,)`, and their covariance `(P, P)`; and
+    by known name how its values are read."""
 
     weights: Tensor
     covariance: Tensor
+    scales: dict[str, Scale]
 
 
 def read_day(day: object) -> int:
-    """Days from 1970-01-01 to a date, as ISO text."""
-    return date.fromisoformat(str(day)).toordinal() - EPOCH_ORDINAL
+    """Days from 1970-01-01 to a day or a time of it, as ISO text."""
+    return datetime.fromisoformat(str(day)).toordinal() - EPOCH_ORDINAL
 
 
 def write_day(day: int) -> str:
@@ -57,61 +91,86 @@ def write_day(day: int) -> str:
     return date.fromordinal(day + EPOCH_ORDINAL).isoformat()
 
 
-def describe_days(days: Tensor, known: Known) -> tuple[list[Tensor], Tensor]:
-    """Columns of days since 1970-01-01 `(N,)` by group, each `(N, columns)`; and the share of the day that the shop is
-    open, `(N,)`. What is known has 0 on days without a row."""
+def find_values(days: Tensor, rows: Sequence[Sequence[str | float]]) -> Tensor:
+    """The known value of each day since 1970-01-01 `(N,)`, not a number without a row."""
+    values = torch.full_like(days, math.nan)
+    for first, last, value in rows:
+        values[(days >= read_day(first)) & (days <= read_day(last))] = float(value)
+    return values
+
+
+def find_open(days: Tensor, known: Known) -> Tensor:
+    """The share of each day `(N,)` that the shop is open."""
+    return (1 - find_values(days, known.get(CLOSED, ())).nan_to_num(0)).clamp(min=LEAST_OPEN)
+
+
+def describe_days(days: Tensor, known: Known, scales: Mapping[str, Scale]) -> list[Tensor]:
+    """Columns of days since 1970-01-01 `(N,)` by group, each `(N, columns)`."""
     groups = [F.one_hot((days.long() + 3) % WEEK, WEEK).to(days.dtype)]
     for length, low, high, _ in WAVES:
         angles = (days / length)[:, None] * torch.arange(low, high + 1, device=days.device) * 2 * math.pi
         groups.append(torch.cat([angles.sin(), angles.cos()], 1))
-    is_open = torch.ones_like(days)
-    for name, rows in known.items():
-        values = torch.zeros_like(days)
-        for first, last, value in rows:
-            values[(days >= read_day(first)) & (days <= read_day(last))] = float(value)
-        if name == CLOSED:
-            is_open = (1 - values).clamp(min=LEAST_OPEN)
-        else:
-            groups.append(values[:, None])
-    return groups, is_open
+    return groups + [
+        scale.read(find_values(days, known.get(name, ())), name)[:, None] for name, scale in scales.items()
+    ]
 
 
-def fit_effects(visits: Tensor, customers: Tensor, days: Tensor, known: Known) -> Effects | None:
+def fit_effects(visits: Tensor, customers: Tensor, days: Tensor, known: Known) -> Effects:
     """Fits the effects of days `(N,)` to their numbers of visits `(N,)` of the customers who were there before, whose
-    number is `customers` `(N,)`. None: there are none."""
-    groups, is_open = describe_days(days, known)
+    number is `customers` `(N,)`. Where nothing can be said, P is 0."""
+    nothing = Effects(visits.new_zeros(0), visits.new_zeros(0, 0), {})
+    is_open = find_open(days, known)
     is_read = (customers > 0) & (is_open > 0.5)
     if int(is_read.sum()) < LEAST_DAYS or visits[is_read].sum() < LEAST_VISITS:
-        return None
+        return nothing
+    scales = {name: Scale.measure(find_values(days[is_read], known[name])) for name in known if name != CLOSED}
+    groups = describe_days(days, known, scales)
     for place, (_, _, _, least) in enumerate(WAVES, 1):
         groups[place] = groups[place] * (len(days) >= least)
     since = (days - days[0])[:, None]  # (N, 1)
     steps = torch.arange(LEVEL_DAYS, max(len(days) - LEVEL_DAYS // 2, LEVEL_DAYS), LEVEL_DAYS, device=days.device)
     level = ((since - steps) / LEVEL_DAYS).clamp(0, 1)
     trend = torch.cat([torch.ones_like(since), since / len(days)], 1)
-    sizes = [group.shape[1] for group in (*groups, level)]
-    x, y = torch.cat([*groups, level, trend], 1)[is_read], visits[is_read]
-    offset = (customers * is_open)[is_read].log()
-    weights = x.new_zeros(x.shape[1])
+    x, offset = torch.cat([*groups, level, trend], 1), (customers * is_open).log()
+    sizes = torch.tensor([group.shape[1] for group in (*groups, level, trend)], device=days.device)
+    group = torch.arange(len(sizes), device=days.device).repeat_interleave(sizes)
+    fitted = _fit_poisson(x[is_read], visits[is_read], offset[is_read], group)
+    if fitted is None:
+        return nothing
+    number = len(group) - int(sizes[-2:].sum())
+    weights, covariance, precision = fitted[0][:number], fitted[1][:number, :number], fitted[2][:number]
+    is_effect = precision < LEAST_STD**-2
+    return Effects(weights * is_effect, covariance * is_effect * is_effect[:, None], scales)
+
+
+def _fit_poisson(x: Tensor, y: Tensor, offset: Tensor, group: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Fits a Poisson regression of numbers `(N,)` on columns `(N, P)` of some groups `(P,)`, the last two a level and
+    a trend. Newton steps alternate with what the weights of a group say of the size of its effects.
+
+    Returns the weights `(P,)`, their covariance `(P, P)` and the precisions of their priors `(P,)`, or None, with a
+    warning, if they don't settle.
+    """
+    is_in = F.one_hot(group).to(x.dtype)  # (P, groups)
+    weights, precision, spread = x.new_zeros(x.shape[1]), x.new_full(x.shape[1:], 100.0), y.new_ones(())
     weights[-2] = (y.sum() / offset.exp().sum()).log()
-    precision, spread = x.new_full(weights.shape, 100.0), y.new_ones(())
     precision[-2:] = 1e-4
     for _ in range(ITERATIONS):
         mean = (x @ weights + offset).clamp(max=20).exp()
-        covariance = torch.linalg.inv((x.T * mean / spread) @ x + precision.diag())
-        weights = weights + (covariance @ (x.T @ (y - mean) / spread - precision * weights)).clamp(-1, 1)
-        free = 1 - precision * covariance.diagonal()  # (P,): how much of each weight the visits say
+        covariance = torch.linalg.inv_ex((x.T * mean / spread) @ x + precision.diag()).inverse
+        step = (covariance @ (x.T @ (y - mean) / spread - precision * weights)).clamp(-1, 1)
+        weights = weights + step
+        free = 1 - precision * covariance.diagonal()  # (P,): how much of each weight the numbers say
         errors = (y - mean).square() / mean.clamp(min=0.01)
         spread = (errors.sum() / (len(y) - free.sum()).clamp(min=1)).clamp(min=1)
-        squares = [part.square().sum().clamp(min=1e-9) for part in weights[:-2].split(sizes)]
-        freedom = [part.sum().clamp(min=1e-3) for part in free[:-2].split(sizes)]
-        shrunk = [(f / s).clamp(0.1, 1e6).expand(n) for f, s, n in zip(freedom, squares, sizes, strict=True)]
-        precision = torch.cat([*shrunk, precision[-2:]])
-    is_effect = precision[: -2 - sizes[-1]] < LEAST_STD**-2
-    if not bool(is_effect.any()):
-        return None
-    number = len(is_effect)
-    return Effects(weights[:number] * is_effect, covariance[:number, :number] * is_effect * is_effect[:, None])
+        shrunk = (free @ is_in).clamp(min=1e-3) / (weights.square() @ is_in).clamp(min=1e-9)  # (groups,)
+        precision[:-2] = shrunk.clamp(0.1, 1e6)[group[:-2]]
+        if step.abs().max() < TOLERANCE:
+            return weights, covariance, precision
+    logger.warning_once(
+        f"The calendar's regression did not settle in {ITERATIONS} steps, so forecasts take all days for ordinary "
+        "ones: look for days with far too many visits, or leave `known` out."
+    )
+    return None
 
 
 class Calendar(Exact):
@@ -127,15 +186,15 @@ class Calendar(Exact):
         self.first = first
         # Visits of customers who were there before, and their number
         self.counts = nn.Buffer(torch.zeros(number, 2), persistent=number > 0)
-        self._fitted: dict[tuple[int, str], Effects | None] = {}
+        self._fitted: dict[tuple[int, str], Effects] = {}
 
-    def find_effects(self, number: int, known: Known) -> Effects | None:
+    def find_effects(self, number: int, known: Known) -> Effects:
         """The effects by the first days."""
         key = number, json.dumps(known)
         if key not in self._fitted:
             counts = self.counts[:number].double()
             days = torch.arange(self.first, self.first + number, dtype=counts.dtype, device=counts.device)
-            self._fitted[key] = fit_effects(counts[:, 0], counts[:, 1], days, known) if number >= LEAST_DAYS else None
+            self._fitted[key] = fit_effects(counts[:, 0], counts[:, 1], days, known)
         return self._fitted[key]
 
     def bend(
@@ -157,14 +216,12 @@ class Calendar(Exact):
         for weeks in late.unique().tolist():
             row = late == weeks
             effects = self.find_effects(max(len(self.counts) - WEEK * int(weeks), 0), known)
-            if effects is None and CLOSED not in known:
+            if not bool(effects.weights.any()) and CLOSED not in known:
                 continue
             start, end = math.floor(ends[row].min()), math.ceil(ends[row].max())
-            groups, is_open = describe_days(torch.arange(start, end, dtype=times.dtype, device=times.device), known)
-            columns = torch.cat(groups, 1)  # (N, P)
-            if effects is None:
-                effects = Effects(columns.new_zeros(columns.shape[1]), columns.new_zeros([columns.shape[1]] * 2))
-            lengths = (columns @ effects.weights).exp() * is_open
+            span = torch.arange(start, end, dtype=times.dtype, device=times.device)
+            columns = torch.cat(describe_days(span, known, effects.scales), 1)[:, : len(effects.weights)]  # (N, P)
+            lengths = (columns @ effects.weights).exp() * find_open(span, known)
             slopes = torch.cat([lengths[:, None], lengths[:, None] * columns], 1)
             table = F.pad(slopes.cumsum(0), (0, 0, 1, 0))  # (N + 1, 1 + P): the clock, and its slopes by the weights
 

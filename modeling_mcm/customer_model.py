@@ -19,7 +19,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from functools import cached_property, partial
-from numbers import Integral
+from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +30,6 @@ from numpy.typing import NDArray
 from transformers import HfArgumentParser
 from transformers.utils import logging
 
-from .calendar_mcm import Known
 from .data import NO_CUTOFFS, EventSchema, PreparedData, read_known, read_schema
 from .data.collator import batches_by_length
 from .data.dataset import END
@@ -167,11 +166,7 @@ class CustomerModel:
             table = reader.read(table)
             prepare(table, reader.schema, place / "data")
             given = {"seed": seed, "report_to": "none"} | ({} if learn else {"network": "shipped"})
-            if known is not None:
-                rows = [(name, *row) for name, rows in read_known(known).items() for row in rows]
-                given["known"] = str(place / "known.csv")
-                pd.DataFrame(rows, columns=["name", "from", "to", "value"]).to_csv(given["known"], index=False)
-            _pretrain(place, encoder, given | training)
+            _pretrain(place, encoder, given | {"known": read_known(known)} | training)
             if folder:
                 table.to_parquet(place / EVENTS_FILE, index=False)
             write_json(place / "run" / READER_FILE, reader.to_dict())
@@ -206,7 +201,7 @@ class CustomerModel:
         there are no events."""
         with tempfile.TemporaryDirectory() as folder:
             counts, new = self._add(events, folder)
-            model, extractor = counts.give(self.model, self.feature_extractor, state=False, known=_read_known(known))
+            model, extractor = counts.give(self.model, self.feature_extractor, state=False, known=read_known(known))
         result = CustomerModel(model, extractor, pd.concat([self._events, new], ignore_index=True), self.reader)
         result._yardstick = self._yardstick
         return result
@@ -361,7 +356,7 @@ class CustomerModel:
 
     def embed(self, customers: Iterable | None = None, as_of: Time = None) -> pd.DataFrame:
         """Customer embeddings, a row each: the index is the customer, the columns are the names of the state's
-        numbers."""
+        numbers. These are standardised logarithms: 0 is usual in the log, and `days_since_last` holds no days."""
         ids, columns, _ = self._ask(customers, as_of, Questions(embedding=True))
         names = getattr(self.model.base_model.state, "names", None)
         return pd.DataFrame(columns[EMBEDDING].numpy(), pd.Index(ids, name="customer"), names)
@@ -384,11 +379,8 @@ class CustomerModel:
             known (*optional*): More rows of what `fit` got as `known`, such as those of a campaign to come.
             discount_rate (`float`, *optional*): Of a year. With .1 what comes in a year is worth 1 / 1.1 of what comes
                 today, and the columns `NAME_discounted` say what the expected visits, events and amounts are worth.
-
-        Raises:
-            UnknownDaysError: If what `fit` got is not known of all days until the longest horizon; a `ValueError`.
         """
-        questions = Questions(forecasts=True, days=days, known=_read_known(known), discount_rate=discount_rate)
+        questions = Questions(forecasts=True, days=days, known=read_known(known), discount_rate=discount_rate)
         ids, columns, _ = self._ask(customers, as_of, questions)
         return make_table(ids, columns)
 
@@ -405,17 +397,18 @@ class CustomerModel:
             known, discount_rate (*optional*): as in `forecast`; what comes is worth less than at the first visit.
 
         Raises:
-            ValueError: If the log has less than 4 weeks, or as in `forecast`.
+            ValueError: If the log has less than 4 weeks, `weeks` is no number of weeks, or as in `forecast`.
         """
         from .evaluation.cohorts import forecast_cohorts
 
         if (then := self._then(as_of, Questions(forecasts=True))) is not self:
             return then.cohorts(days, weeks, None, known, discount_rate)
         asked = self._check(Questions(forecasts=True, days=[days], discount_rate=discount_rate), as_of)
+        told, rate = self.model.base_model.select_forecasts([days]), float(asked.discount_rate or 0)
         return forecast_cohorts(
-            self._customers, self.feature_extractor, self.model.base_model.select_forecasts([days]).quantities,
-            float(asked.as_of or 0), days, weeks, discount_rate,
-            partial(self.forecast, as_of=as_of, known=known, discount_rate=discount_rate),
+            self._customers, self.feature_extractor, told.quantities, float(asked.as_of or 0), told.days[0], weeks,
+            rate,
+            partial(self.forecast, as_of=as_of, known=known, discount_rate=rate),
         )  # fmt: skip
 
     def table(
@@ -440,6 +433,8 @@ class CustomerModel:
         if since_days is not None:
             if (now := self._seconds(as_of)) is None:
                 raise ValueError("The log has no times, so nothing says what changed: leave `since_days` out.")
+            if not isinstance(since_days, Real) or not 0 < since_days < np.inf:
+                raise ValueError(f"`since_days` is {since_days!r}: give a number of days, such as 7.")
             before = now - float(since_days) * SECONDS_PER_DAY
             there = [name for name in table.index if self._first_times[self._places[name]] <= before]
             past = self._describe(there, days, before, known) if there else table.head(0)
@@ -733,7 +728,10 @@ class CustomerModel:
         if (then := self._then(as_of, questions)) is not self:
             return then._ask(customers, None, questions, given)
         asked, predictor, parts = self._check(questions, as_of), self._predictor_of(questions), []
-        places = np.arange(len(self.customers)) if customers is None else self._find(dict.fromkeys(customers))
+        places = np.arange(len(self.customers)) if customers is None else self._find(customers)
+        if repeated := len(places) - len(unique := [*dict.fromkeys(places.tolist())]):
+            logger.warning(f"`customers` names {repeated} ids again: each customer has one row.")
+            places = np.array(unique)
         if not len(places):
             raise ValueError("`customers` is empty: give ids, or leave it out for all customers.")
         if customers is None and asked.as_of is not None:
@@ -751,10 +749,6 @@ class CustomerModel:
         order = np.concatenate(batches).argsort()
         columns = {name: torch.cat([part[name] for part in parts])[order] for name in parts[0]}
         return [self.customers[place] for place in places], columns, asked
-
-
-def _read_known(known: object) -> Known | None:
-    return None if known is None else read_known(known)
 
 
 def make_table(ids: Sequence[str], columns: Columns) -> pd.DataFrame:

@@ -29,6 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers.utils import logging
 
+from .calendar_mcm import CLOSED, Known, read_day, write_day
 from .schema_mcm import NUMERIC, FeatureSpec, LogSchema, read_zone
 
 logger = logging.get_logger(__name__)
@@ -138,13 +139,14 @@ def to_ids(column: object, function: Callable = to_id) -> list[str]:
 
 
 def to_number(value: object) -> float:
-    """Converts a number, also as text, to a float; NaN if missing. Raises `ValueError` if the value is no number."""
+    """Converts a number, also as text, to a float; NaN if missing. Raises `ValueError` if the value is no number, or
+    an infinite one."""
     if is_missing(value):
         return math.nan
     if isinstance(value, Real | Decimal | np.bool_ | str) and not isinstance(value, np.timedelta64):
         try:
-            if "_" not in str(value):  # which Python reads over
-                return float(value)
+            if "_" not in str(value) and not math.isinf(number := float(value)):  # Python reads over "_"
+                return number
         except (ValueError, OverflowError):  # an integer may be larger than every float
             pass
     raise ValueError(f"found {value!r:.80} ({type(value).__name__}), expected a number; convert it")
@@ -353,6 +355,30 @@ def read_table(table: Any) -> dict | None:
     return {str(name): [row.get(name) for row in rows] for name in dict.fromkeys(name for row in rows for name in row)}
 
 
+def read_days(table: Any) -> Known:
+    """What is known of days, of a table as [`~data.read_known`] takes it, but no file, with days as ISO text or times;
+    what is known of days already stays. Raises `ValueError` as that does."""
+    if isinstance(table, Mapping) and "name" not in table:
+        return table
+    columns, known = read_table(table) or {}, defaultdict[str, list](list)
+    if "date" in columns:
+        columns |= {"from": columns["date"], "to": columns["date"]}
+    check_columns([*columns], ["from", "to", "name"], "`known` has", "Give `from` and `to`, or `date`; and `name`.")
+    values = columns.get("value", [1.0] * len(columns["name"]))
+    for number, row in enumerate(zip(columns["from"], columns["to"], columns["name"], values, strict=True), 1):
+        with naming(f"`known`, row {number}"):
+            first, last = (write_day(read_day(day)) for day in row[:2])
+            name, value = to_text(row[2]), to_number(row[3])
+            is_value = 0 <= value <= 1 if name == CLOSED else abs(value) <= LARGEST_VALUE
+            if name is None or not first <= last or not is_value:
+                raise ValueError(
+                    f"found {[*map(str, row)]}; expected a first and a last day, a name and a number, of {CLOSED!r} "
+                    "ones the share of the day, from 0 to 1"
+                )
+            known[name].append([first, last, value])
+    return dict(known)
+
+
 def read_columns(events: Any, known: Sequence[str]) -> tuple[dict, int]:
     """Reads events of any accepted form into columns.
 
@@ -415,7 +441,7 @@ def read_values(name: str, column: Column, function: Callable, bad: list[BadValu
 
 def read_numbers(name: str, column: Column, bad: list[BadValues] | None) -> FloatArray:
     """Numbers of a column, NaN where one is missing, of shape `(events,)`; see [`read_values`]."""
-    if isinstance(column, np.ndarray) and column.dtype.kind in "iufb":
+    if isinstance(column, np.ndarray) and column.dtype.kind in "iufb" and not np.isinf(column).any():
         return column.astype(np.float64)
     return read_values(name, column, to_number, bad).expand(np.float64)
 

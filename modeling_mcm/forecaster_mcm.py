@@ -20,11 +20,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import initialization as init
+from transformers.utils import logging
 
 from .calendar_mcm import CLOSED, YEAR, Calendar, Known, read_day, write_day
 from .configuration_mcm import MCMConfig
 from .state_mcm import Exact, decay_weights, find_events
 
+logger = logging.get_logger(__name__)
 CHANCE, DAYS_TO_VISIT, ALIVE = "visit_probability", "days_to_next_visit", "alive_probability"
 LONGEST_RATIO = 2.0  # the longest horizon that is told, as a multiple of the window
 TRAINED_RATIO = 2.2  # the longest horizon of training, as a multiple of the window
@@ -35,6 +37,7 @@ POINTS = 128  # points on which the distribution of the number of visits is comp
 VISIT_HIDDEN, AMOUNT_HIDDEN = 104, 60
 LEAST_AMOUNT = 0.02  # added to amounts, in means of a visit, before the logarithm
 USUAL_SHARE = 0.99  # of a shop's visits whose amounts are usual
+BROKEN = 100  # times what several customers, and the customer's other visits, reach: a wrong number
 # Visits of the average customer that are added to those of each one, where amounts are above the usual ones
 RARE_VISITS = 70
 LEAST_TIME = 1e-3  # a thousandth of the window
@@ -54,18 +57,6 @@ class MissingForecastsError(ValueError):
         super().__init__(
             f"{name or 'The model'} has no trained forecasts: they would be made up. Pre-train a checkpoint with a "
             "customer state (mcm pretrain)."
-        )
-
-
-class UnknownDaysError(MissingForecastsError):
-    """Raised where a checkpoint learned the effect of something that is not known on all days of the horizon."""
-
-    def __init__(self, name: str, until: int, end: int):
-        ValueError.__init__(
-            self,
-            f"{name!r} is known until {write_day(until)}, and forecasts reach until {write_day(end)}: give rows of "
-            "`known` until then to `forecast`, or to `refresh` if they are to stay, with the value 0 where there is "
-            "none; or ask for fewer `days`.",
         )
 
 
@@ -144,6 +135,19 @@ class VisitHistory(NamedTuple):
     def find_most(self) -> Tensor:
         """The number of visits of each customer, and the largest amounts of one of them, `(B, 1 + Q)`."""
         return torch.cat([self.number[:, None], self.amounts.amax(1)], 1)
+
+    def without_broken(self, most: Tensor) -> "VisitHistory":
+        """The history with the largest amount that may be right in place of those that can't be."""
+        is_broken, largest = find_broken(self.amounts, most)
+        return self._replace(amounts=torch.where(is_broken, largest.copysign(self.amounts), self.amounts))
+
+
+def find_broken(amounts: Tensor, most: Tensor) -> tuple[Tensor, Tensor]:
+    """Which amounts of visits `(B, P, Q)` can't be right, likewise, and the largest ones that may be, `(B, 1, Q)`: one
+    visit would decide the mean of the shop. `most` are the amounts that several customers reach, `(Q,)`. Who pays much
+    more than others is believed from the second time on."""
+    largest = most.maximum(F.pad(amounts.abs(), (0, 0, 0, 1)).topk(2, 1).values[:, 1:])
+    return (amounts.abs() > BROKEN * largest) & (most > 0), largest
 
 
 def select_visits(visits: Visits, as_of: Tensor, window: Tensor | float) -> VisitHistory:
@@ -348,10 +352,14 @@ class VisitForecaster(Exact):
         is_visit = first < math.inf
         return Visits(torch.where(is_visit, first, 0.0), is_visit, amounts)
 
+    def select(self, visits: Visits, as_of: Tensor) -> VisitHistory:
+        """The visits of the window before `as_of`, of shape `(B,)`, with amounts that may be right."""
+        return select_visits(visits, as_of.float(), self.window).without_broken(self.most[1:])
+
     def inputs(self, visits: Visits, as_of: Tensor, days: Tensor | Sequence[float]) -> Inputs:
         """What the networks read at `as_of`, of shape `(B,)`, in days on the clock of the visits. Later visits are not
         read. Horizons may be of each customer, `(B, D)`."""
-        history = select_visits(visits, as_of.float(), self.window)
+        history = self.select(visits, as_of)
         customer = _describe_customers(history, self.mean_rate)
         rate = smooth_rate(history, self.mean_rate)
         is_known = history.number > 0
@@ -502,12 +510,18 @@ class CustomerForecasts:
             found |= {f"{quantity}_{day:g}d_discounted": values[:, steps.index(day)] for day in self.days}
         return found
 
-    def check_known(self, known: Known, as_of: float) -> None:
-        """Raises [`UnknownDaysError`] if a name of the config is not known on all days of the forecasts of a time."""
-        end = math.ceil(as_of + self.days[-1]) - 1
-        for name in self.known.keys() - {CLOSED}:  # the shop is open unless it is known not to be
-            if (until := max((read_day(last) for _, last, _ in known.get(name, ())), default=0)) < end:
-                raise UnknownDaysError(name, until, end)
+    def _warn_of_days(self, known: Known, as_of: float) -> None:
+        """Warns if a name of the config is not known on all days of the forecasts of a time."""
+        end, missing = math.ceil(as_of + self.days[-1]) - 1, []
+        for name in self.known:
+            until = max((read_day(last) for _, last, _ in known.get(name, ())), default=0)
+            if until < end and name != CLOSED:  # the shop is open unless it is known not to be
+                missing.append(f"{name!r} is known until {write_day(until)}")
+        if missing:
+            logger.warning_once(
+                f"{', '.join(missing)}: later days are forecast as ordinary ones. Give their rows as `known` to "
+                "`forecast`, or to `refresh` if they are to stay."
+            )
 
     def find_busy(self, as_of: float) -> list[float]:
         """How many times as many visits the calendar gives a day of each horizon from `as_of` on, in days since
@@ -536,7 +550,7 @@ class CustomerForecasts:
             `dict[str, torch.FloatTensor]`: by `names`, each of shape `(B,)`: for each quantity and horizon, such as
             visits in 7 days, the expected number `visits_7d`, the median `visits_7d_median`, and the ends of the
             intervals, such as `visits_7d_low80`; `visit_probability_7d`; the median number of days to the next visit,
-            at most the longest horizon; and the probability of a visit in the longest time that can be told.
+            at most, and the probability of a visit in, the longest time that can be told.
         """
         if self.forecaster is None or not self.days:
             return {}
@@ -545,7 +559,7 @@ class CustomerForecasts:
         ends = as_of.new_tensor(times).expand(as_of.shape[0], -1)  # (B, T): of the horizons
         if as_of_days is not None:
             known, at = self.known if known is None else known, as_of_days.double()
-            self.check_known(known, float(at.max()))
+            self._warn_of_days(known, float(at.max()))
             # A visit at `as_of` is no later one, whatever the rounding
             moments, window = at[:, None] + (visits.times.double() - as_of[:, None]), float(self.forecaster.window)
             bent, ends, errors = (
@@ -564,7 +578,7 @@ class CustomerForecasts:
         scales = torch.cat([comes.new_ones(1), self.forecaster.amount_statistics[:, 0] * self.forecaster.net])
         means = torch.cat([distribution.expected[..., None], amounts.log_expected.exp()], -1) * scales  # (B, T, 1 + Q)
         limited = means * (most_visits / distribution.expected).clamp(max=1)[..., None]
-        own = select_visits(visits, as_of.float(), self.forecaster.window).find_most()
+        own = self.forecaster.select(visits, as_of).find_most()
         most = self.forecaster.most.maximum(own)[:, None]  # (B, 1, 1 + Q)
         windows = (ends / self.forecaster.window).clamp(min=1)[..., None]  # (B, T, 1)
         number = limited[..., :1].minimum(windows * most[..., :1])  # (B, T, 1)
@@ -583,7 +597,7 @@ class CustomerForecasts:
         levels[:, :, 0, 1:] = levels[:, :, 0, 1:].round()  # numbers of visits
         told = torch.cat([levels.flatten(2), interpolate(comes[..., None], times, self.days)], -1)
         absent = 1 - comes[:, [times.index(edge) for edge in edges]]
-        days_to_visit = median_days(absent, edges).clamp(max=max([*self.usual, *self.days]))
+        days_to_visit = median_days(absent, edges)
         return dict(zip(self.names(), [*told.flatten(1).unbind(1), days_to_visit, comes[:, -1]], strict=True))
 
     def horizons(self) -> tuple[list[float], list[float]]:

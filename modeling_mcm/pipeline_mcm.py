@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from transformers import Pipeline
 from transformers.dynamic_module_utils import custom_object_save
 
-from .forecaster_mcm import MissingForecastsError
 from .modeling_mcm import MCMPreTrainedModel
 from .predictor_mcm import (
     EMBEDDING,
@@ -153,19 +152,14 @@ class CustomerForecastPipeline(_CustomerPipeline):
             times. Default: the time of each customer's last event.
         days (`list[float]`, *optional*): Horizons, such as `[180, 365]`, up to twice the training period. Default:
             those of the config.
-        known (`dict`, *optional*): What is known of days beside `config.known`, as [`~data.read_known`] reads it of a
-            table, such as `{"campaign": [["2024-05-01", "2024-05-07", 1.0]]}`.
+        known (*optional*): What is known of days beside `config.known`, such as `[{"date": "2024-05-01", "name":
+            "campaign", "value": 1.0}]`: a table as [`~data.read_known`] takes, or what it gives.
         discount_rate (`float`, *optional*): Of a year: with .1, `amount_365d_discounted` says what the expected amount
             is worth now, if what comes in a year is worth 1 / 1.1 of it.
     """
 
     NAME, QUESTION = "customer-forecast", {"forecasts": True}
     OPTIONS = {name: name for name in ("as_of", "days", "known", "discount_rate")}
-
-    def check_model(self) -> None:
-        """Raises [`MissingForecastsError`] if the checkpoint has no trained forecasts."""
-        if not self.model.base_model.customer_forecasts.are_trained:
-            raise MissingForecastsError(self.model.name_or_path)
 
     def postprocess(self, model_outputs: Columns, **asked: Any) -> dict[str, float]:
         """Converts the forecasts to numbers."""

@@ -27,7 +27,18 @@ from .action_inputs_mcm import EncodedActions
 from .calendar_mcm import CLOSED, Known, join_known
 from .candidates_mcm import CandidateSet, ChosenLabels, check_number
 from .configuration_mcm import FIRST_LABEL
-from .events_mcm import SECONDS_PER_DAY, Row, Time, check_keys, naming, to_iso, to_number, to_text, to_values
+from .events_mcm import (
+    SECONDS_PER_DAY,
+    Row,
+    Time,
+    check_keys,
+    naming,
+    read_days,
+    to_iso,
+    to_number,
+    to_text,
+    to_values,
+)
 from .feature_extraction_mcm import MISSING_LABEL, MCMFeatureExtractor
 from .features_mcm import LabelHistory
 from .forecaster_mcm import CHANCE, MissingForecastsError
@@ -80,7 +91,8 @@ class Questions:
         horizon_days (`float`, *optional*): 30 ranks what comes within 30 days. Default: in the next visit.
         embedding, forecasts (`bool`): Whether they are asked for.
         days (`Sequence[float]`, *optional*): Horizons of the forecasts. Default: those of the config.
-        known (`dict`, *optional*): What is known of days beside `config.known`, as [`~data.read_known`] gives it.
+        known (*optional*): What is known of days beside `config.known`, as [`~data.read_known`] gives it; or a table
+            as it takes, but for files, with days as ISO text or times.
         discount_rate (`float`, *optional*): Of a year. With .1 what comes in a year is worth 1 / 1.1 of what comes
             today, and `NAME_discounted` says what the expected visits, events and amounts are worth.
         later_counts (`bool`): Whether an answer may be given about a time of the past by counts that hold later
@@ -100,7 +112,7 @@ class Questions:
     embedding: bool = False
     forecasts: bool = False
     days: Sequence[float] | None = None
-    known: Known | None = None
+    known: object = None
     discount_rate: float | None = None
     later_counts: bool = False
     label: bool = False
@@ -195,8 +207,10 @@ class Predictor:
         if (rate := asked.discount_rate) is not None:
             if not asked.forecasts:
                 raise ValueError("`discount_rate` is of forecasts: ask for forecasts, or leave it out.")
+            with naming("`discount_rate`"):
+                rate = to_number(rate)
             if not -1 < rate < math.inf:
-                raise ValueError(f"`discount_rate` is {rate!r}; give a share of a year's value, such as .1.")
+                raise ValueError(f"`discount_rate` is {rate:g}; give a share of a year's value, such as .1.")
         forecasts = self.model.base_model.select_forecasts(asked.days)  # raises if a horizon is too long
         if asked.forecasts and not forecasts.are_trained:
             raise MissingForecastsError(self.model.name_or_path)
@@ -209,7 +223,7 @@ class Predictor:
         candidates = self._check_candidates(tasks, *choice) if tasks else None
         return CheckedQuestions(
             as_of, tasks, asked.k, candidates, asked.horizon_days, asked.embedding, asked.forecasts, asked.days,
-            self._check_known(asked), asked.discount_rate, asked.label, actions,
+            self._check_known(asked), rate, asked.label, actions,
         )  # fmt: skip
 
     def knows_later(self, as_of: float | None) -> bool:
@@ -234,7 +248,7 @@ class Predictor:
         """What is known of days, with what the config knows."""
         if asked.known is None:
             return None
-        own, new = self.model.config.known, asked.known
+        own, new = self.model.config.known, read_days(asked.known)
         if not asked.forecasts:
             raise ValueError("`known` is of the days of forecasts: ask for forecasts, or leave it out.")
         if not self.model.config.calendar:

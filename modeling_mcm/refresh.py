@@ -60,7 +60,7 @@ def refresh(
     output, log = Path(output_dir).resolve(), find_log(Path(model)) if data is None else Path(data)
     if output.exists() and any(output.iterdir()):
         raise FileExistsError(f"{output_dir} holds something already: give a new folder.")
-    base, known_days = PreparedData(log), None if known is None else read_known(known)
+    base, known_days = PreparedData(log), read_known(known)
     old, extractor = open_checkpoint(find_head(str(model)), str(model))
     check_vocabularies(log, extractor)
     output.parent.mkdir(parents=True, exist_ok=True)

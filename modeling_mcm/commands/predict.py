@@ -192,7 +192,7 @@ def _prepare_log(options: PredictionOptions, extractor: MCMFeatureExtractor, eng
 def _totals(options: PredictionOptions, model: MCMPreTrainedModel) -> list[str]:
     """A line for each quantity and horizon of --total."""
     lines, data = [], PreparedData(str(options.data))
-    known = None if options.known is None else read_known(options.known)
+    known = read_known(options.known)
     for quantity in options.total:
         for days in options.forecast_days or [MONTH]:
             found = forecast_total(model, data, quantity, days, batch_size=options.batch_size, known=known)

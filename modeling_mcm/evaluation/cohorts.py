@@ -6,6 +6,7 @@ Shapes: W weeks of the log, H weeks to come.
 """
 
 from collections.abc import Callable, Sequence
+from numbers import Integral
 
 import numpy as np
 import pandas as pd
@@ -56,6 +57,8 @@ def forecast_cohorts(
     forecast: Callable[..., pd.DataFrame],
 ) -> pd.DataFrame:
     """The table of [`CustomerModel.cohorts`], whose `forecast` is asked for discounted values from `end` on."""
+    if not isinstance(weeks, Integral) or weeks < 0:
+        raise ValueError(f"`weeks` is {weeks!r}: give the number of weeks to come, 0 or more.")
     visits = pd.DataFrame({name: sum_visits(batch, extractor, name) for name in quantities})
     visits["ago"] = (end - batch.column("times")) / SECONDS_PER_DAY
     visits["customer"] = np.array(batch.columns["customer_id"], object)[batch.row]

@@ -103,6 +103,8 @@ def estimate_uplift(
         )
     if np.ptp(outcomes) == 0:
         raise ValueError(f"All {len(outcomes)} outcomes are {outcomes[0]:g}: there is nothing that an offer changes.")
+    if not np.isfinite(cost):
+        raise ValueError(f"The cost of an offer is {cost}: give a number.")
     if budget is not None and not (cost > 0 <= budget):
         raise ValueError(f"The budget is {budget:g} and the cost of an offer {cost:g}: give a cost of more than 0.")
     scaler = StandardScaler().fit(features)

@@ -22,7 +22,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from modeling_mcm.action_mcm import MCMForActionRecommendation
-from modeling_mcm.calendar_mcm import Known
 from modeling_mcm.customer_mcm import MCMForCustomerPrediction
 from modeling_mcm.events_mcm import (
     RawEvent,
@@ -247,7 +246,7 @@ class LiveCustomer(LiveHistory):
         self,
         as_of: Time = None,
         days: Sequence[float] | None = None,
-        known: Known | None = None,
+        known: object = None,
         discount_rate: float | None = None,
     ) -> dict[str, float]:
         """Forecasts from `as_of` on by name, as [`CustomerForecastPipeline`] returns them, whose options these are.

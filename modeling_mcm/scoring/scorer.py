@@ -243,7 +243,7 @@ class BatchScorer:
             embedding=job.embeddings,
             forecasts=bool(job.forecasts),
             days=job.forecast_days,
-            known=None if job.known is None else read_known(job.known),
+            known=read_known(job.known),
             discount_rate=job.discount_rate,
             later_counts=job.later_counts,
         )

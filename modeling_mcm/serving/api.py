@@ -26,7 +26,7 @@ from modeling_mcm.evaluation.totals import past_starts, total_of_rows
 from modeling_mcm.extras import needs
 from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
 from modeling_mcm.files_mcm import some
-from modeling_mcm.forecaster_mcm import MissingForecastsError, UnknownDaysError
+from modeling_mcm.forecaster_mcm import MissingForecastsError
 from modeling_mcm.live.explanations import explain as explain_score
 from modeling_mcm.live.explanations import find_label
 from modeling_mcm.live.similar import read_labels, similar, together
@@ -259,8 +259,7 @@ def _answer_errors(api: FastAPI) -> None:
     @api.exception_handler(MissingForecastsError)
     @api.exception_handler(MissingHeadError)
     def expected_error(request: Request, error: Exception) -> JSONResponse:
-        missing = 422 if isinstance(error, UnknownDaysError) else 501  # fewer days can be told
-        return answer(getattr(error, "status", missing), str(error))
+        return answer(getattr(error, "status", 501), str(error))
 
     @api.exception_handler(Exception)
     def unexpected_error(request: Request, error: Exception) -> JSONResponse:
@@ -369,7 +368,7 @@ def forecast(
     discount_rate: Annotated[float | None, Query(description="Of a year. Adds what means are worth now.")] = None,
 ) -> answers.Forecast:
     """What the customer is expected to do within the next days, with intervals that hold 80% and 95% of such
-    customers; 501 if the checkpoint has no forecasts, 422 if they need to know of later days than it does."""
+    customers; 501 if the checkpoint has no forecasts."""
     columns, _ = service.ask(batch, Questions(forecasts=True, days=days, discount_rate=discount_rate))
     return answers.Forecast(**batch.customers[0], forecast=describe_numbers(columns))
 

@@ -6,15 +6,17 @@ import json
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 import torch
 from in_process import call
 from planted_shop import START, day, make_shop
 from serving_client import make_client, make_service
+from transformers import pipeline
 
-from modeling_mcm import CustomerModel
+from modeling_mcm import CustomerModel, LiveCustomer
 from modeling_mcm.data import PreparedData, read_known
-from modeling_mcm.forecaster_mcm import UnknownDaysError
+from modeling_mcm.page.histories import Histories
 from modeling_mcm.refresh import refresh
 from modeling_mcm.scoring import forecast_total
 
@@ -44,8 +46,6 @@ def shop(log, tmp_path_factory):
 def test_a_campaign_to_come_is_expected_and_an_unknown_one_refused(shop, log):
     folder, model = shop
     end = pd.Timestamp(model.as_of)
-    with pytest.raises(UnknownDaysError, match=f"'campaign' is known until {day(149)}"):
-        model.forecast(days=[DAYS])
     with pytest.raises(ValueError, match=r"'party'.*not learned.*\['campaign'\]"):
         model.forecast(days=[DAYS], known=MORE.assign(name="party"))
     known = pd.concat([MORE, MORE.assign(to=day(NEXT + 30), value=0.0, **{"from": day(NEXT + 10)})])
@@ -56,11 +56,52 @@ def test_a_campaign_to_come_is_expected_and_an_unknown_one_refused(shop, log):
     total = f"visits_{DAYS}d"
     assert untold[total].sum() < 0.7 * came < 0.9 * came < told[total].sum() < 1.1 * came
     assert (told[f"price_{DAYS}d"] > 1.2 * untold[f"price_{DAYS}d"]).all()
+    pd.testing.assert_frame_equal(model.forecast(days=[DAYS]), untold)
     pd.testing.assert_frame_equal(model.table(days=[DAYS], known=known)[[*told]], told)
     again = CustomerModel.load(folder / "run", folder / "events.parquet").forecast(days=[DAYS], known=known)
     pd.testing.assert_frame_equal(again, told)
     found = forecast_total(model.model, PreparedData(folder / "data"), "visits", DAYS, known=read_known(known))
     assert found.expected == pytest.approx(told[total].sum(), rel=1e-4)
+
+
+def test_questions_that_take_no_known_days_are_answered(shop, log, monkeypatch):
+    folder, model = shop
+    said: list[str] = []
+    monkeypatch.setattr("modeling_mcm.forecaster_mcm.logger.warning_once", said.append)
+    assert len(model.recommend(horizon_days=30)) == 2 * len(model.customers)
+    assert (model.forecast(days=[90])["visits_90d"] > 0).all() and len(model.cohorts(days=60)) > 20
+    assert len(model.watch(log[log["time"] >= START + pd.Timedelta(days=CUT)]))
+    page = Histories(model.model, model.feature_extractor, str(folder / "data"), str(folder / "events.parquet"))
+    assert page.wait().case(model.customers[0]).live.forecast(days=[90])["visits_90d"] > 0
+    assert len({*said}) == 1 and f"'campaign' is known until {day(149)}: later days are forecast as" in said[0]
+
+
+def as_rows(frame):
+    return frame.to_dict("records")
+
+
+@pytest.mark.parametrize("form", [pd.DataFrame, as_rows, read_known, pa.Table.from_pandas, dict])
+def test_pipelines_and_live_customers_read_tables_of_days(shop, log, form):
+    _, model = shop
+    name, known = model.customers[0], MORE.assign(to=day(NEXT + 30))
+    wanted = model.forecast([name], days=[DAYS], known=known)
+    events = log[(log["customer"].astype(str) == name) & (log["time"] <= model.as_of)].drop(columns="customer")
+    ask = pipeline("customer-forecast", model=model.model, feature_extractor=model.feature_extractor)
+    time = {"as_of": str(model.as_of), "days": [DAYS], "known": form(known)}
+    told = ask({"events": events}, **time)
+    live = LiveCustomer(model.model, model.feature_extractor)
+    live.add(events)
+    for found in (told, live.forecast(**time)):
+        assert found == pytest.approx(wanted.loc[name].to_dict(), rel=1e-4, abs=1e-5)
+    for wrong, words in (
+        (known.drop(columns="to"), "no column 'to'"),
+        (known.assign(to="soon"), "`known`, row 1: .*soon"),
+        (known.assign(value=np.inf), "row 1: found .*a number"),
+        (known.assign(name=None), "row 1: found .*'None'.*a name and a number"),
+        (known.assign(name="closed", value=2), "from 0 to 1"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            ask({"events": events}, **time | {"known": wrong})
 
 
 def test_the_service_knows_what_a_refresh_was_told(shop, log, tmp_path):
@@ -80,8 +121,8 @@ def test_the_service_knows_what_a_refresh_was_told(shop, log, tmp_path):
     asked = f"/customers/{name}/forecast?as_of={refreshed.as_of.isoformat()}"
     wanted = refreshed.forecast([name], days=[DAYS])[f"visits_{DAYS}d"].item()
     assert client.get(f"{asked}&days={DAYS}").json()["forecast"][f"visits_{DAYS}d"] == pytest.approx(wanted, rel=1e-4)
-    answer = client.get(f"{asked}&days=60")
-    assert answer.status_code == 422 and "'campaign' is known until" in answer.json()["detail"]
+    wanted = refreshed.forecast([name], days=[60])["visits_60d"].item()
+    assert client.get(f"{asked}&days=60").json()["forecast"]["visits_60d"] == pytest.approx(wanted, rel=1e-4)
     service.close()
 
 
@@ -102,8 +143,9 @@ def test_commands_give_the_same(shop, tmp_path, capsys):
     known = MORE.assign(to=day(NEXT + 30))
     known.to_csv(tmp_path / "known.csv", index=False)
     options = ["--model", folder / "run", "--data", folder / "data", "--forecast_days", DAYS]
-    with pytest.raises(SystemExit, match="'campaign' is known until"):
-        call("run_predict", *options, "--output_dir", tmp_path / "none")
+    call("run_predict", *options, "--output_dir", tmp_path / "none")
+    found = pd.read_parquet(tmp_path / "none").set_index("customer_id")[f"visits_{DAYS}d"]
+    np.testing.assert_allclose(found, model.forecast(days=[DAYS])[f"visits_{DAYS}d"][found.index], rtol=1e-4)
     call(
         "run_predict",
         *options,

@@ -13,7 +13,7 @@ from planted_shop import START, day, make_shop
 from modeling_mcm import MCMConfig
 from modeling_mcm.calendar_mcm import LEAST_DAYS, MOST_DAYS, Calendar, join_known
 from modeling_mcm.data import read_known
-from modeling_mcm.forecaster_mcm import CustomerForecasts, UnknownDaysError, VisitForecaster, Visits
+from modeling_mcm.forecaster_mcm import CustomerForecasts, VisitForecaster, Visits
 from modeling_mcm.training.forecaster.describe import count_days
 from modeling_mcm.training.forecaster.shop import load_weights, set_shop
 
@@ -150,14 +150,115 @@ def test_horizons_rise_on_closed_days_too_and_intervals_widen():
     assert 0 < errors.min() and errors[0, 0] > errors[0, 1]  # most of the first days are of a campaign
 
 
-def test_what_is_not_known_of_the_horizon_is_told():
+@pytest.fixture
+def said(monkeypatch):
+    """What the calendar and the forecasts warn of."""
+    said = []
+    for part in ("calendar_mcm", "forecaster_mcm"):
+        monkeypatch.setattr(f"modeling_mcm.{part}.logger.warning_once", said.append)
+    return said
+
+
+def test_days_after_the_known_ones_are_ordinary_and_that_is_told_once(said):
     log = make_shop(campaigns(320, STARTS[:4], 2.2), customers=300)
     known = {"campaign": read_campaigns()["campaign"][:4]}
     shop = Shop(log, 300, known)
-    with pytest.raises(UnknownDaysError, match=f"'campaign' is known until {day(244)}.* until {day(313)}.*value 0"):
-        shop.forecast(14)
+    told = shop.forecast(14)
+    assert len({*said}) == 1 and f"'campaign' is known until {day(244)}: " in said[0] and "`refresh`" in said[0]
+    said.clear()
     more = join_known(known, {"campaign": [[day(300), day(313), 0]]})
-    assert shop.forecast(14, more)["visits_14d"].sum() > 0
+    quiet = shop.forecast(14, more)
+    assert not said and all(torch.equal(quiet[name], told[name]) for name in told)
+    busy = join_known(known, {"campaign": [[day(300), day(313), 1]]})
+    assert shop.forecast(14, busy)["visits_14d"].sum() > 1.5 * told["visits_14d"].sum()
+
+
+def make_prices(days, noise=0.0, reduced=16.0):
+    """Prices of each day: 20 on most, less on a week of each month."""
+    prices = 20 + noise * np.random.default_rng(3).normal(size=days)
+    for start in range(5, days, 30):
+        prices[start : start + 7] = reduced
+    return prices
+
+
+def read_prices(prices, unit=1.0, more=0.0, days=None):
+    days = range(len(prices)) if days is None else days
+    return {"price": [[day(each), day(each), float(unit * prices[each] + more)] for each in days]}
+
+
+PRICES = make_prices(360)
+PRICED = np.resize(WEEK, 360) * (PRICES / 20) ** -3  # a week at 16 has nearly twice the visits
+
+
+@pytest.mark.parametrize("unit", [1e-2, 1e2, 1e3])
+def test_a_flag_of_any_height_says_the_same(unit):
+    log = make_shop(campaigns(360, STARTS, 2.2), customers=500)
+    known = read_campaigns()
+    higher = {"campaign": [[first, last, unit * value] for first, last, value in known["campaign"]]}
+    told, found = (Shop(log, 300, each).forecast(14) for each in (known, higher))
+    assert all(torch.equal(found[name], told[name]) for name in told)
+
+
+@pytest.mark.parametrize("noise", [0, 0.3])
+def test_prices_of_any_unit_and_above_any_amount_say_the_same(noise):
+    log, prices = make_shop(PRICED, customers=800), make_prices(360, noise)
+    shop = Shop(log, 304, read_prices(prices))
+    told = shop.forecast(7)
+    assert abs(shop.error(7)) < 0.06
+    low = Shop(log, 304, read_prices(np.where(np.arange(360) < 304, prices, 20))).forecast(7)
+    assert told["visits_7d"].sum() > 1.4 * low["visits_7d"].sum()
+    for change in ({"unit": 1e-2}, {"unit": 1e2}, {"unit": 1e3}, {"more": 50}, {"more": -100}, {"more": 1e5}):
+        found = Shop(log, 304, read_prices(prices, **change)).forecast(7)
+        for name in told:
+            torch.testing.assert_close(found[name], told[name], rtol=1e-4, atol=1e-5)
+
+
+def test_days_without_a_price_have_the_usual_one():
+    log, shown = make_shop(PRICED, customers=800), np.flatnonzero(np.random.default_rng(0).random(360) < 0.9)
+    told = Shop(log, 304, read_prices(PRICES)).forecast(7)["visits_7d"].sum()
+    gaps = Shop(
+        log, 304, read_prices(PRICES, days=[*filter(lambda each: PRICES[each] < 20 or each in shown, range(360))])
+    )
+    assert float(gaps.forecast(7)["visits_7d"].sum()) == pytest.approx(float(told), rel=1e-3)
+    some = Shop(log, 304, read_prices(PRICES, days=[*shown, *range(304, 320)])).forecast(7)["visits_7d"].sum()
+    assert float(some) == pytest.approx(float(told), rel=0.05)
+
+
+def test_a_value_that_was_not_learned_is_the_nearest_that_was(said):
+    log, prices = make_shop(PRICED, customers=800), PRICES.copy()
+    wanted = Shop(log, 304, read_prices(prices)).forecast(7)
+    prices[304:312] = [700, 7, -7e9, 1e30, 0.1, 2, 3, 4]
+    shop = Shop(log, 304, read_prices(prices))
+    found = shop.forecast(7)
+    assert any("`known` has 700 of 'price', and effects were learned of values from 16 to 20" in each for each in said)
+    assert all(value.isfinite().all() for value in found.values())
+    shop.config.known = read_prices(np.clip(prices, 16, 20))
+    clipped = shop.forecast(7)
+    assert all(torch.equal(clipped[name], found[name]) for name in wanted)
+
+
+def test_what_does_not_settle_has_no_effect_and_is_told(monkeypatch, said):
+    log = make_shop(np.resize(WEEK, 250), customers=300)
+    monkeypatch.setattr("modeling_mcm.calendar_mcm.ITERATIONS", 3)
+    told, blind = (Shop(log, 220, reads_calendar=reads).forecast(7) for reads in (True, False))
+    assert len({*said}) == 1 and "did not settle in 3 steps" in said[0]
+    torch.testing.assert_close(told["visits_7d"], blind["visits_7d"], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_whatever_is_known_gives_numbers(seed):
+    """Days that are next to each other, of any size, or all the same, in shops of any size."""
+    draw = np.random.default_rng(seed)
+    days = int(draw.integers(60, 420))
+    effects = draw.lognormal(0, draw.choice([0.0, 0.5, 2.0]), days) * (draw.random(days) > draw.choice([0, 0.3]))
+    known = {
+        name: [[day(first), day(first + draw.integers(0, 30)), float(draw.normal() * 10.0 ** draw.integers(-9, 9))]
+               for first in draw.integers(0, days, draw.integers(1, 40))]
+        for name in ("a", "b", "c", "closed")[: draw.integers(1, 5)]
+    }  # fmt: skip
+    known["closed"] = [[first, last, min(abs(value), 1)] for first, last, value in known.get("closed", ())]
+    shop = Shop(make_shop(effects, seed=seed, customers=200), days - 20, known)
+    assert all(value.isfinite().all() for value in shop.forecast(14).values())
 
 
 def test_a_short_log_has_no_effects_and_a_long_one_is_read_at_its_end():
@@ -166,8 +267,17 @@ def test_a_short_log_has_no_effects_and_a_long_one_is_read_at_its_end():
     assert len(count_days(visits, 0.0, 3000.0).counts) == MOST_DAYS
     calendar = count_days(visits, 0.0, LEAST_DAYS - 1.0)
     assert calendar.counts[:, 1].tolist() == [0] + [1] * (LEAST_DAYS - 2)
-    assert calendar.find_effects(len(calendar.counts), {}) is None
-    assert Calendar().find_effects(0, {}) is None
+    for each in (calendar, Calendar()):
+        assert len(each.find_effects(len(each.counts), {}).weights) == 0
+
+
+def test_days_are_read_as_text_dates_and_times_of_any_zone():
+    days = pd.Series(pd.date_range("2021-03-28", periods=3))
+    local = days.dt.tz_localize("Asia/Tokyo")
+    for form in (days, days.dt.date, days.dt.strftime("%Y-%m-%d"), local, [*local], days.to_numpy()):
+        known = read_known({"date": form, "name": ["a"] * 3})
+        assert known == {"a": [[f"2021-03-{day}", f"2021-03-{day}", 1.0] for day in (28, 29, 30)]} == read_known(known)
+    assert read_known(None) is None
 
 
 @pytest.mark.parametrize(
@@ -178,6 +288,10 @@ def test_a_short_log_has_no_effects_and_a_long_one_is_read_at_its_end():
         ([{"from": "2021-01-02", "to": "2021-01-01", "name": "a"}], "row 1: found"),
         ([{"date": "2021-01-01", "name": "a", "value": float("nan")}], "expected a first and a last day"),
         ([{"date": "2021-01-01", "name": "closed", "value": 2}], "from 0 to 1"),
+        ([{"date": "2021-01-01", "name": "closed", "value": -0.5}], "from 0 to 1"),
+        ([{"date": "2021-01-01", "name": "a", "value": "much"}], "row 1: found 'much' .str., expected a number"),
+        ([{"date": None, "name": "a"}], "row 1: .*None"),
+        ([], "no column 'from'"),
     ],
 )
 def test_wrong_rows_are_named(rows, message):

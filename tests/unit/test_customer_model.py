@@ -3,6 +3,9 @@
 """One call on a data frame: how it is read, and the model that is fitted on the corner shop's log and on frames as
 people have them."""
 
+import copy
+import re
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,6 +16,7 @@ import torch
 import yaml
 from corner_shop import make_log
 from folders import update_json
+from planted_shop import START, make_shop
 from safetensors.torch import load_file
 from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import LogisticRegression
@@ -28,6 +32,7 @@ from modeling_mcm.customer_features import CustomerFeatures, MCMClassifier, MCMR
 from modeling_mcm.data import NO_CUTOFFS, EventSchema
 from modeling_mcm.data.guessing import FrameReader
 from modeling_mcm.page.histories import Histories
+from modeling_mcm.scorer_mcm import NEXT_VISIT, WITHIN
 from modeling_mcm.training.scorer.shipped import SHIPPED, SHIPPED_SCORER
 
 ROWS = 600
@@ -397,6 +402,87 @@ def test_answers_of_a_log_in_a_time_zone_count_from_its_last_event(fitted, log, 
         pd.testing.assert_frame_equal(again.forecast(), model.forecast())
 
 
+@pytest.mark.parametrize("weekday", [0, 3])
+def test_the_same_instants_of_any_zone_are_the_same_log_and_days_are_local(weekday):
+    """Mondays, or Thursdays, are busy in Tokyo, whose mornings are the evenings before in UTC."""
+    effects = np.where((np.arange(120) + pd.Timestamp(START).weekday()) % 7 == weekday, 3.0, 1.0)
+    local = make_shop(effects, customers=150).assign(time=lambda rows: rows["time"] - pd.Timedelta(hours=8))
+    aware = local.assign(time=local["time"].dt.tz_localize("Asia/Tokyo"))
+    frames = [local, aware, aware.assign(time=aware["time"].dt.tz_convert("UTC"))]
+    frames.append(aware.assign(time=aware["time"].map(lambda time: time.tz_convert("America/Lima").isoformat())))
+    found = []
+    for frame in frames:
+        schema = {"customer": "customer", "time": "time", "amount": "price", "time_zone": "Asia/Tokyo"}
+        model = CustomerModel.fit(frame, schema, learn=False, disable_tqdm=True)
+        effects = model.model.base_model.forecaster.calendar.find_effects(119, {})
+        assert int(effects.weights[:7].argmax()) == weekday and effects.weights[weekday] > 0.6
+        found.append((model.as_of, model.forecast(days=[1, 30]), model.recommend(k=2), model.embed()))
+    for as_of, *tables in found[1:]:
+        assert as_of == found[0][0]
+        for told, wanted in zip(tables, found[0][1:], strict=True):
+            pd.testing.assert_frame_equal(told, wanted)
+
+
+@pytest.mark.parametrize("question", [NEXT_VISIT, WITHIN])
+def test_each_question_is_answered_by_its_own_outputs_of_the_network(fitted, question):
+    """Whoever changes those of one question changes its answers, and no other."""
+    model = CustomerModel(copy.deepcopy(fitted[0].model), fitted[0].feature_extractor, fitted[0]._events)
+    ask = {NEXT_VISIT: partial(model.recommend, k=30), WITHIN: partial(model.recommend, k=30, horizon_days=30)}
+    before = {each: asked() for each, asked in ask.items()}
+    assert not before[WITHIN]["label"].equals(before[NEXT_VISIT]["label"])
+    with torch.no_grad():
+        for network in (model.model.scorer.of_counts, model.model.scorer.of_readout):
+            if network is not None:
+                network.last.weight[question] *= -1
+                network.linear.weight[question] *= -1
+    after = {each: asked() for each, asked in ask.items()}
+    other = {NEXT_VISIT: WITHIN, WITHIN: NEXT_VISIT}[question]
+    pd.testing.assert_frame_equal(after[other], before[other])
+    assert not after[question]["label"].equals(before[question]["label"])
+
+
+def test_days_to_the_next_visit_are_those_of_any_horizon(fitted):
+    model = fitted[0]
+    found = [model.forecast(days=days)["days_to_next_visit"] for days in (None, [7], [30, 400], [200])]
+    for each in found[1:]:
+        pd.testing.assert_series_equal(each, found[0], rtol=1e-4)
+
+
+def test_an_id_that_stands_twice_has_one_row_and_a_warning(fitted, monkeypatch):
+    model, said = fitted[0], []
+    monkeypatch.setattr(logging.get_logger("modeling_mcm.customer_model"), "warning", said.append)
+    once = model.forecast(["c07", "c03"])
+    assert not said
+    pd.testing.assert_frame_equal(model.forecast(["c07", "c03", "c07", "c03"]), once)
+    assert said == ["`customers` names 2 ids again: each customer has one row."]
+    assert len(model.table(customers=["c07", "c07"], since_days=7)) == 1
+
+
+def test_a_discount_rate_as_text_is_a_number(fitted):
+    model = fitted[0]
+    for ask in (model.forecast, model.cohorts):
+        pd.testing.assert_frame_equal(ask(discount_rate=".1"), ask(discount_rate=0.1))
+
+
+def test_a_wrong_amount_is_named_and_an_infinite_one_refused(log, monkeypatch):
+    said = []
+    monkeypatch.setattr(logging.get_logger("modeling_mcm.training.forecaster.describe"), "warning_once", said.append)
+    wrong, place = log.copy(), log["price"].first_valid_index()
+    wrong.loc[place, "price"] = 1e9
+    models = [CustomerModel.fit(each, {"amount": "price"}, learn=False, disable_tqdm=True) for each in (log, wrong)]
+    who, day = log.loc[place, "who"], log.loc[place, "when"].date()
+    words = f"Customer '{who}' has 'price' 1e.09 on {day}, .* times what several others reach, and only once"
+    assert said and all(re.match(words, each) for each in said)
+    sums = [model.forecast(days=[30])["price_30d"] for model in models]
+    np.testing.assert_allclose(sums[1], sums[0], rtol=0.05)
+    for value in (np.inf, -np.inf):
+        wrong.loc[place, "price"] = value
+        with pytest.raises(ValueError, match="'price'.*inf.*expected a number"):
+            CustomerModel.fit(wrong, {"amount": "price"}, learn=False, disable_tqdm=True)
+        with pytest.raises(ValueError, match="'price'.*inf.*expected a number"):
+            CustomerModel(models[0].model, models[0].feature_extractor, wrong)
+
+
 def test_who_has_no_candidate_has_no_row(fitted):
     model = fitted[0]
     gone = pd.DataFrame({"who": "c07", "item": model.feature_extractor.vocabularies["item"]})
@@ -456,6 +542,12 @@ ASKED = {
     "nobody": (lambda model: model.embed([]), "`customers` is empty"),
     "unknown label": (lambda model: model.explain("c07", "item 99"), "No task of .* has the label 'item 99'"),
     "no discount": (lambda model: model.forecast(discount_rate=-1), "`discount_rate` is -1; give a share"),
+    "no number": (lambda model: model.forecast(discount_rate="much"), "`discount_rate`: found 'much' .*a number"),
+    "NaN": (lambda model: model.cohorts(discount_rate=float("nan")), "`discount_rate` is nan; give a share"),
+    "weeks of the past": (lambda model: model.cohorts(weeks=-1), "`weeks` is -1: give the number of weeks"),
+    "the future": (lambda model: model.table(since_days=-5), "`since_days` is -5: give a number of days"),
+    "no days": (lambda model: model.table(since_days=float("nan")), "`since_days` is nan: give a number of days"),
+    "days as text": (lambda model: model.table(since_days="7"), "`since_days` is '7': give a number of days"),
     "days without list": (lambda model: model.forecast(days=30), r"`days` is 30; give a list .* days=\[30\]"),
     "uneven candidates": (
         lambda model: model.recommend(candidates={"item": ["item 03"], "aisle": ["aisle 0", "aisle 1"]}),

@@ -109,7 +109,7 @@ def test_values_are_converted_to_text(value, text):
 
 @pytest.mark.parametrize("as_type", [list, np.array, lambda values: list(map(str, values))])
 def test_number_on_an_edge_is_in_the_bin_above(extractor, as_type):
-    prices = [-np.inf, np.nextafter(0.1, 0), 0.1, np.nextafter(2.5, 0), 2.5, np.inf, np.nan]
+    prices = [-1e300, np.nextafter(0.1, 0), 0.1, np.nextafter(2.5, 0), 2.5, 1e300, np.nan]
     columns = {"when": [f"{MONDAY}T10:00:0{k}" for k in range(7)], "action": ["click"] * 7, "price": as_type(prices)}
     row = extractor.encode({"events": columns})
     assert row["feature_a.b"].tolist() == [2, 2, 3, 3, 4, 4, MISSING]
@@ -210,6 +210,7 @@ MISTAKES = r"""
 {events: [{when: 1483351200}]}             -> 'when'.*\(int\).*ISO 8601
 {events: [{item: [tea]}]}                  -> column 'item'.*\['tea'\] \(list\).*convert it
 {events: [{price: cheap}]}                 -> column 'price'.*'cheap'.*expected a number
+{events: [{price: .inf}]}                  -> column 'price'.*found inf.*expected a number
 {events: [{price: '1_000'}]}               -> column 'price'.*'1_000'.*expected a number
 {events: [{action: close}]}                -> column 'action'.*'close'.*rename the token type
 {events: [{who: d}, {who: e}]}             -> column 'who'.*d, e.*dict of its own

@@ -223,7 +223,7 @@ def test_what_is_told():
         for quantity in ("visits", "events", "kind"):
             bounds = [told[f"{quantity}_{day}d_{end}"] for end in ("low95", "low80", "median", "high80", "high95")]
             assert (torch.stack(bounds).diff(dim=0) >= 0).all() and (bounds[0] >= 0).all()
-    assert ((told["days_to_next_visit"] > 0) & (told["days_to_next_visit"] <= 180)).all()
+    assert ((told["days_to_next_visit"] > 0) & (told["days_to_next_visit"] <= 400)).all()
     longest = model(**inputs, forecast_days=[400]).forecasts
     torch.testing.assert_close(told["alive_probability"], longest["visit_probability_400d"])
     assert (1 > told["alive_probability"]).all() and (told["alive_probability"] > told["visit_probability_180d"]).all()
@@ -252,6 +252,7 @@ def test_nothing_falls_with_the_horizon_whichever_others_are_asked(seed):
         suffix = f"_{day:g}d"
         for name, values in ask([day]).items():
             if suffix not in name:
+                torch.testing.assert_close(values, together[name], rtol=1e-5, atol=1e-6)
                 continue
             torch.testing.assert_close(values, together[name], rtol=1e-5, atol=1e-6)
             quantity = name.replace(suffix, "")
@@ -305,6 +306,43 @@ def test_a_single_large_purchase_says_less_than_as_much_in_all():
     visits = Visits(often.expand(60, 10), torch.ones(60, 10, dtype=torch.bool), amounts)
     evenly, at_once, *others = tell(visits, WINDOW, [30])["kind_30d"].tolist()
     assert max(others) < at_once < 0.8 * evenly
+
+
+def make_amounts(visits, draw):
+    """Log-normal amounts of some visits, as `Visits`."""
+    amounts = torch.from_numpy(draw.lognormal(3, 0.7, visits.amounts.shape)).float()
+    return visits._replace(amounts=amounts)
+
+
+@pytest.mark.parametrize("amount", [1e5, 1e9, 1e30, -1e5, -1e30])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_wrong_amount_changes_little(amount, seed):
+    """One row of hundreds: neither the others' forecasts nor those of its customer follow it."""
+    draw = np.random.default_rng(seed)
+    visits = make_amounts(make_visits(200), draw)
+    before = tell(visits, WINDOW, [30])["kind_30d"]
+    row = int(draw.integers(100, 200))
+    visits.amounts[row, -1, 1] = amount
+    after = tell(visits, WINDOW, [30])["kind_30d"]
+    others = torch.arange(200) != row
+    torch.testing.assert_close(after[others], before[others], rtol=0.05, atol=1e-3)
+    assert 0.3 * before[row] < after[row] < 3 * before[row]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_who_pays_much_more_than_others_is_believed(seed, monkeypatch):
+    """Wholesalers, and donors whose gifts have a heavy tail: nothing of what they paid is taken for a mistake."""
+    draw, visits = np.random.default_rng(seed), make_visits(200)
+    tail = torch.from_numpy(draw.pareto(1.5, visits.amounts.shape) + 1).float()
+    wholesale = make_amounts(visits, draw)
+    wholesale.amounts[-1, -4:, 1] *= 3000
+    shops = visits._replace(amounts=tail), wholesale
+    found = [tell(each, WINDOW, [30]) for each in shops]
+    monkeypatch.setattr("modeling_mcm.forecaster_mcm.BROKEN", np.inf)
+    for each, told in zip(shops, found, strict=True):
+        unlimited = tell(each, WINDOW, [30])
+        assert all(torch.equal(told[name], unlimited[name]) for name in told)
+    assert found[1]["kind_30d"][-1] > 10 * found[1]["kind_30d"][:-1].max()
 
 
 def test_no_more_is_expected_than_any_customer_did():

@@ -3,19 +3,21 @@
 """Describes the shop of a log to the forecaster: what the training period's visits say, and nothing after it."""
 
 import math
+from collections.abc import Sequence
 from typing import cast
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers.utils import logging
 
-from modeling_mcm.calendar_mcm import MOST_DAYS, Calendar
+from modeling_mcm.calendar_mcm import MOST_DAYS, Calendar, write_day
 from modeling_mcm.data.cases import deciding_tasks, load_columns
 from modeling_mcm.data.collator import PreparedRows, batches_by_length
-from modeling_mcm.events_mcm import SECONDS_PER_DAY
+from modeling_mcm.events_mcm import SECONDS_PER_DAY, IntArray
 from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
-from modeling_mcm.forecaster_mcm import VisitForecaster, Visits
+from modeling_mcm.forecaster_mcm import VisitForecaster, Visits, find_broken
 from modeling_mcm.modeling_mcm import MCMModel
 
 from ..state import HISTORY, pad_past
@@ -74,9 +76,24 @@ def describe_shop(model: MCMModel, extractor: MCMFeatureExtractor, rows: Prepare
     now = torch.full((len(chosen),), end, dtype=torch.float64)
     moved = calendar.bend(visits.times, now, [1.0], window, config.known)[0]
     set_shop(forecaster, visits._replace(times=moved.float()), torch.zeros(len(chosen)), window)
+    _warn_of_broken(visits, forecaster.most[1:], rows, chosen, model.customer_forecasts.quantities[1:])
     forecaster.to(model.device)  # it was made, and reads visits, on the CPU
     config.forecast_window = window
     config.forecast_days = model.customer_forecasts.days
+
+
+def _warn_of_broken(
+    visits: Visits, most: Tensor, rows: PreparedRows, chosen: IntArray, quantities: Sequence[str]
+) -> None:
+    """Warns of amounts that can't be right, and names the first one."""
+    is_broken, largest = find_broken(visits.amounts * visits.is_visit[..., None], most)
+    for row, place, number in is_broken.nonzero()[:1].tolist():
+        amount, read = float(visits.amounts[row, place, number]), float(largest[row, 0, number])
+        logger.warning_once(
+            f"Customer {rows[chosen[row]]['customer_id']!r} has {quantities[number]!r} {amount:g} on "
+            f"{write_day(int(visits.times[row, place]))}, {abs(amount) / read:,.0f} times what several others reach, "
+            f"and only once: forecasts read {read:g}. Of {is_broken.sum()} such amounts correct those that are wrong."
+        )
 
 
 def count_days(visits: Visits, start: float, end: float) -> Calendar:

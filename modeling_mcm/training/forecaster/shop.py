@@ -37,6 +37,9 @@ def set_shop(forecaster: VisitForecaster, visits: Visits, as_of: torch.Tensor, w
     if not bool(is_known.any()):
         raise ValueError("No customer has a visit in the training period, so there is nothing to forecast from.")
     history = VisitHistory(*(value[is_known] for value in history))
+    most = history.find_most().sort(dim=0, descending=True).values  # (B, 1 + Q)
+    forecaster.most.copy_(most[min(SHARED_BY, len(most)) - 1])
+    history = history.without_broken(forecaster.most[1:])
     kept, repeats = history.is_visit.float(), history.number - 1
     mean_rate = repeats.sum().clamp(min=0.5) / history.first.sum().clamp(min=1e-3)
     log_rate = smooth_rate(history, mean_rate).log()
@@ -74,8 +77,6 @@ def set_shop(forecaster: VisitForecaster, visits: Visits, as_of: torch.Tensor, w
     forecaster.statistics.copy_(torch.stack([number.float() for number in numbers]))
     forecaster.mean_rate.copy_(mean_rate)
     forecaster.amount_statistics.copy_(amounts)
-    most = history.find_most().sort(dim=0, descending=True).values  # (B, 1 + Q)
-    forecaster.most.copy_(most[min(SHARED_BY, len(most)) - 1])
     forecaster.usual.copy_(_find_usual(history, forecaster.most[1:]) / amounts[:, :1])
     sums = history.amounts.sum((0, 1)), history.amounts.clamp(min=0).sum((0, 1))
     forecaster.net.copy_(torch.where(sums[1] > 0, sums[0] / sums[1], 1.0).clamp(min=0))

@@ -77,6 +77,9 @@ def test_the_share_of_customers_without_anybody_like_them_is_told():
         estimate_uplift(features, features[:, 4] > 0, outcomes, customers, features)
     with pytest.raises(ValueError, match="Found 0 rows with an offer and 1000 without"):
         estimate_uplift(features, np.zeros(ROWS, bool), outcomes, customers, features)
+    for cost in (float("nan"), float("inf")):
+        with pytest.raises(ValueError, match=f"The cost of an offer is {cost}: give a number"):
+            estimate_uplift(features, features[:, 0] > 0, outcomes, customers, features, cost)
     with pytest.raises(ValueError, match="The budget is 5 and the cost of an offer 0"):
         estimate_uplift(features, offered, outcomes, customers, features, budget=5)
 

@@ -25,7 +25,7 @@ FITTED = ("feature_extractor/vocabularies.json", "feature_extractor/preprocessor
 def awkward_log():
     """What logs have: gaps, duplicates, ties, fractions as categories, odd names, unknown values, visits and none."""
     log = make_log()
-    log["price"] = log["price"].mask(log.index % 17 == 0, float("inf")).mask(log.index % 23 == 0, -0.0)
+    log["price"] = log["price"].mask(log.index % 17 == 0, 1e300).mask(log.index % 23 == 0, -0.0)
     log["price"] = log["price"].mask(log.index % 29 == 0, -1e39).mask(log.index % 31 == 0, -1e-60)
     log["item"] = log["item"].mask(log.index % 11 == 0, 0.1).mask(log.index % 13 == 0, 1e-7)
     log["group"] = log["group"].mask(log.index % 7 == 0, "\uff5e").mask(log.index % 19 == 0, '\U0001f600, \u00e9 \\ "')
