@@ -228,7 +228,8 @@ def score_rows(rows: Experiment, propensity: NDArray) -> RowScores:
 
     def predict_outcomes(arm: NDArray) -> NDArray:
         return cross_fit(
-            lambda learned: rows.fit(RidgeCV(PENALTIES), rows.outcomes, learned & arm).predict(rows.features), rows.fold
+            lambda learned: rows.fit(RidgeCV(PENALTIES), rows.outcomes, learned & arm).predict(rows.features),
+            rows.fold,
         )
 
     offered, propensity = rows.offered, propensity.clip(*OVERLAP)
@@ -259,9 +260,7 @@ def _ask_effects(rows: Experiment, differences: NDArray, asked: NDArray) -> pd.D
     return pd.DataFrame({"effect": effect, "low": effect - Z * spread, "high": effect + Z * spread})
 
 
-def compare_policies(
-    rows: Experiment, scores: RowScores, effects: NDArray, cost: float, most: float
-) -> pd.DataFrame:
+def compare_policies(rows: Experiment, scores: RowScores, effects: NDArray, cost: float, most: float) -> pd.DataFrame:
     """What rows bring under each of the policies of [`Uplift`], which offer to at most a share `most` of a fold."""
     after, without, differences = (_of_own(values, rows.fold) for values in scores)
     policies = ("nobody", "everybody", "by_outcome", "by_effect")

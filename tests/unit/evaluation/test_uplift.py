@@ -208,12 +208,15 @@ def test_a_wrong_column_is_named(shop, change, message):
 
 def test_the_command_prints_policies_and_writes_customers(shop, command):
     folder, log, _, rows = shop
-    rows.to_csv(folder / "rows.csv", index=False)
-    log.to_parquet(folder / "log.parquet")
+    formula = {"who": {"c00": "=cmd|' /C calc'!A0"}}
+    rows.replace(formula).to_csv(folder / "rows.csv", index=False)
+    log.replace(formula).to_parquet(folder / "log.parquet")
     paths = {"model": folder / "shop" / "run", "events": folder / "log.parquet", "rows": folder / "rows.csv"}
     words = [word for name, path in paths.items() for word in (f"--{name}", path)]
     output = folder / "offers.csv"
     options = ["--outcome", "spent", "--cost", 1, "--budget", 20, "--output", output]
     printed = command("modeling_mcm.commands.uplift", *words, *options)
     assert "by_effect" in printed and "To be offered: 20 of 150 customers." in printed
-    assert pd.read_csv(output)["offer"].tolist() == [True] * 20 + [False] * 130
+    written = pd.read_csv(output)
+    assert written["offer"].tolist() == [True] * 20 + [False] * 130
+    assert "'=cmd|' /C calc'!A0" in written["customer"].tolist()  # else a program of spreadsheets runs it
