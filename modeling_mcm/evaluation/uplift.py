@@ -164,8 +164,8 @@ def _check_arms(rows: Experiment) -> None:
     with_offer, without = (len(np.unique(rows.owner[rows.offered == arm])) for arm in (True, False))
     if min(with_offer, without) < FEWEST:
         raise ValueError(
-            f"Found {with_offer} customers with an offer and {without} without; expected {FEWEST} or more of each: the "
-            "difference is one between customers who were offered and others like them who were not."
+            f"Found {with_offer} customers with an offer and {without} without; expected {FEWEST} or more of each: "
+            "the difference is one between customers who were offered and others like them who were not."
         )
 
 
@@ -227,10 +227,10 @@ def score_rows(rows: Experiment, propensity: NDArray) -> RowScores:
     from sklearn.linear_model import RidgeCV
 
     def predict_outcomes(arm: NDArray) -> NDArray:
-        return cross_fit(
-            lambda learned: rows.fit(RidgeCV(PENALTIES), rows.outcomes, learned & arm).predict(rows.features),
-            rows.fold,
-        )
+        def predict(learned: NDArray) -> NDArray:
+            return rows.fit(RidgeCV(PENALTIES), rows.outcomes, learned & arm).predict(rows.features)
+
+        return cross_fit(predict, rows.fold)
 
     offered, propensity = rows.offered, propensity.clip(*OVERLAP)
     after, before = predict_outcomes(offered), predict_outcomes(~offered)
