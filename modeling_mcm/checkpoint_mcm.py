@@ -4,8 +4,9 @@
 
 Weights mean something only with the settings and the vocabularies that they were trained with. So each file of weights
 has these settings in its metadata, and vocabularies.json has those of the feature extractor: a file that was edited by
-hand, or is of another save, is refused by the name of the field. Other tools that write weights, such as those that
-quantise or merge them, leave the metadata out, and nothing is compared then.
+hand, or is of another save, is refused by the name of the field. The metadata also has a digest of the weights: a
+damaged file is refused. Other tools that write weights, such as those that quantise or merge them, leave the metadata
+out, and nothing is compared then.
 """
 
 import hashlib
@@ -17,7 +18,7 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from textwrap import shorten
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -27,7 +28,7 @@ from .files_mcm import flush, hold_part, name_place, read_json, some
 
 logger = logging.get_logger(__name__)
 VOCABULARIES_NAME, EXTRACTOR_NAME = "vocabularies.json", "preprocessor_config.json"
-SETTINGS = "settings"  # key of the metadata of weights
+METADATA, SETTINGS, DIGEST = "__metadata__", "settings", "sha256"  # of weights, in their header, and its keys
 SHOWN = 80  # characters of a setting that a message shows
 ACTION_HEAD = "action_head"  # weights of the head for offers; models without it leave them out
 WEIGHT_FILES = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
@@ -55,7 +56,7 @@ def save_together(folder: str | Path, deciding: Collection[str]) -> Iterator[Pat
             raise OSError(f"{target} can't be written ({error}), and is as it was: make room.") from error
         weights = [path for path in part.iterdir() if WEIGHT_FILES.fullmatch(path.name)]
         if (part / CONFIG_NAME).is_file():  # it is not in a folder of an adapter alone
-            note_settings(part, deciding)
+            note_metadata(part, deciding)
         files = sorted((path for path in part.rglob("*") if path.is_file()), key=lambda path: path.name == CONFIG_NAME)
         for path in files:
             flush(path)
@@ -68,19 +69,31 @@ def save_together(folder: str | Path, deciding: Collection[str]) -> Iterator[Pat
             os.replace(path, place)
 
 
-def note_settings(folder: Path, deciding: Collection[str]) -> None:
-    """Writes the settings of a folder's config.json that decide what its weights mean into the weights' metadata."""
+def note_metadata(folder: Path, deciding: Collection[str]) -> None:
+    """Writes the settings of a folder's config.json that decide what its weights mean, and a digest of the weights,
+    into the weights' metadata."""
     config = read_json(folder / CONFIG_NAME)
     text = json.dumps({name: config[name] for name in deciding if name in config}, sort_keys=True)
     for path in folder.glob("*.safetensors"):
+        added = {SETTINGS: text, DIGEST: weights_digest(path)}
         with open(path, "rb") as file, open(path.with_suffix(".new"), "wb") as out:
-            header = json.loads(file.read(int.from_bytes(file.read(BYTES_OF_LENGTH), "little")))
-            header["__metadata__"] = header.get("__metadata__", {}) | {SETTINGS: text}
-            content = json.dumps(header).encode()
+            header = _read_header(file)
+            content = json.dumps(header | {METADATA: header.get(METADATA, {}) | added}).encode()
             content += b" " * (-len(content) % ALIGNED)
             out.write(len(content).to_bytes(BYTES_OF_LENGTH, "little") + content)
             shutil.copyfileobj(file, out)
         os.replace(path.with_suffix(".new"), path)
+
+
+def _read_header(file: BinaryIO) -> dict:
+    return json.loads(file.read(int.from_bytes(file.read(BYTES_OF_LENGTH), "little")))
+
+
+def weights_digest(path: Path) -> str:
+    """SHA-256 digest of a safetensors file, but for its metadata."""
+    with open(path, "rb") as file:
+        digest = hashlib.sha256(json.dumps(_read_header(file) | {METADATA: {}}, sort_keys=True).encode())
+        return hashlib.file_digest(file, lambda: digest).hexdigest()
 
 
 def values_digest(stored: Mapping) -> str:
@@ -129,15 +142,20 @@ def check_files(source: str | Path, subfolder: str = "") -> None:
         raise CheckpointError(f"{path} has no model.safetensors: give the folder that a training wrote.")
 
 
-def check_settings(folder: Path, deciding: Collection[str]) -> None:
-    """Checks that config.json has the settings that the weights beside it were saved with, if they say so. Raises
-    `CheckpointError` if one of `deciding` differs."""
+def check_metadata(folder: Path, deciding: Collection[str]) -> None:
+    """Checks that weights are those that were saved, and that config.json beside them has the settings that they were
+    saved with, if they say so. Raises `CheckpointError` if not, or if one of `deciding` differs."""
     config = read_json(folder / CONFIG_NAME)
     for path in folder.glob("*.safetensors"):
         with safe_open(path, "pt") as file:
-            text = (file.metadata() or {}).get(SETTINGS)
-        if text is not None:
-            check_same(json.loads(text), config, deciding, folder / CONFIG_NAME, path.name)
+            metadata = file.metadata() or {}
+        if SETTINGS in metadata:
+            check_same(json.loads(metadata[SETTINGS]), config, deciding, folder / CONFIG_NAME, path.name)
+        if DIGEST in metadata and metadata[DIGEST] != weights_digest(path):
+            raise CheckpointError(
+                f"{path} was damaged or changed after it was saved: copy it again, or give an earlier checkpoint. "
+                f"A tool that changes weights must leave {DIGEST!r} out of their metadata."
+            )
 
 
 def check_same(saved: Mapping, found: Mapping, deciding: Collection[str], path: str | Path, source: str) -> None:

@@ -31,7 +31,7 @@ from safetensors.torch import save_file
 from scipy.sparse import csr_array
 from transformers.dynamic_module_utils import get_relative_import_files
 
-from modeling_mcm.checkpoint_mcm import damage, note_settings
+from modeling_mcm.checkpoint_mcm import damage, note_metadata
 from modeling_mcm.configuration_mcm import DECIDING, FIRST_VALUE_ID, MCMConfig
 from modeling_mcm.data import PreparedData, check_vocabularies
 from modeling_mcm.data.dataset import END
@@ -279,7 +279,7 @@ def write_upload_folder(
     # Keys are sorted as transformers does, but not those of vocabularies.
     write_json(target / CONFIG_NAME, config, sort_keys=True)
     save_file(weights, target / WEIGHTS_NAME, metadata={"format": "pt"})
-    note_settings(target, DECIDING)
+    note_metadata(target, DECIDING)
     extractor.save_pretrained(target)
     for path in code_files():
         shutil.copyfile(path, target / path.name)

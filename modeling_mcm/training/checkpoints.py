@@ -8,7 +8,7 @@ model with random weights looks like that of a bad model, so commands allow it o
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -119,17 +119,11 @@ def read_checkpoint(model_class: type[PreTrainedModel], folder: str, new: tuple[
     return model
 
 
-def tensors_digest(tensors: Mapping[str, torch.Tensor]) -> str:
-    """SHA-256 digest of named tensors, in the order of their names: names, types, shapes and bytes."""
-    digest = hashlib.sha256()
-    for name, value in sorted(tensors.items()):
+def checkpoint_digest(model: PreTrainedModel, feature_extractor: MCMFeatureExtractor) -> str:
+    """SHA-256 digest of a model's weights (names, types, shapes and bytes), and of its feature extractor."""
+    values = {"vocabularies": feature_extractor.vocabularies, "bins": feature_extractor.bins}
+    digest = hashlib.sha256(json.dumps(feature_extractor.to_dict() | values, sort_keys=True, default=str).encode())
+    for name, value in sorted(model.state_dict().items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def checkpoint_digest(model: PreTrainedModel, feature_extractor: MCMFeatureExtractor) -> str:
-    """Digest of a model's weights and of its feature extractor's settings."""
-    values = {"vocabularies": feature_extractor.vocabularies, "bins": feature_extractor.bins}
-    settings = json.dumps(feature_extractor.to_dict() | values, sort_keys=True, default=str)
-    return hashlib.sha256(f"{tensors_digest(model.state_dict())} {settings}".encode()).hexdigest()
