@@ -498,7 +498,7 @@ class CustomerModel:
         seconds = self._check(Questions(label=True), as_of).as_of
         row = Customers.of([{**self._row(customer), LABEL_COLUMNS: columns}])
         row = row if seconds is None else row.before([seconds], self.feature_extractor.layout)
-        terms, logits = self._predictor.model.terms(**self._predictor.inputs(row, seconds))
+        terms, logits = self._predictor.run(self._predictor.inputs(row, seconds), self._predictor.model.terms)
         classes = list(self.model.config.id2label.values())
         if label is not None and label not in classes:
             raise ValueError(f"No class {label!r}: this model predicts {classes}.")
