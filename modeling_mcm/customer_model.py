@@ -35,7 +35,7 @@ from .data.guessing import READER_FILE, FrameReader
 from .events_mcm import EPOCH, SECONDS_PER_DAY, IntArray, Row, Time, check_columns, naming, to_ids, to_text
 from .feature_extraction_mcm import MCMFeatureExtractor
 from .files_mcm import read_json, write_json
-from .frames import read_frame, read_reader
+from .frames import read_frame, read_reader, select_rows
 from .inputs_mcm import Customers
 from .live.explanations import Explanation, explain
 from .live.similar import similar, together
@@ -367,12 +367,7 @@ class CustomerModel:
             there = [name for name in table.index if self._first_times[self._places[name]] <= before]
             past = self._describe(there, days, before, known) if there else table.head(0)
             table = table.join((table - past).add_suffix("_change"))
-        if where is None:
-            return table
-        try:
-            return table.query(where)
-        except (NameError, SyntaxError, ValueError, TypeError) as error:
-            raise ValueError(f"`where` is {where!r}, which can't be read ({error}). Columns: {[*table]}.") from None
+        return table if where is None else select_rows(table, where)
 
     # ------------------------------------------------------------------------------------------------ labels of others
 
