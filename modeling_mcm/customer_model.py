@@ -461,17 +461,15 @@ class CustomerModel:
             ValueError: If a column is missing or wrong, or hardly anybody has others like them who were treated
                 differently. The message gives their share.
         """
-        from .evaluation.uplift import estimate_uplift, read_rows
+        from .data.labels import NUMBER, make_labels
+        from .evaluation.uplift import estimate_uplift, read_offered
 
         table, names = self._read_labels(rows, outcome)
-        customer, time = names["customer_column"], names["time_column"]
-        was_offered, outcomes = read_rows(table, [customer, time], outcome, offered)
-        ids, seconds = to_ids(table[customer]), None
-        if self.as_of is not None:
-            times, at = np.unique(table[time].to_numpy(), return_inverse=True)
-            seconds = np.array([self._seconds(each) for each in times])[at]
-        features, asked = self._embed_before(ids, seconds), self.embed(customers, as_of)
-        result = estimate_uplift(features, was_offered, outcomes, ids, asked.to_numpy(), cost, budget)
+        was_offered, zone = read_offered(table, offered), self.feature_extractor.time_zone
+        given = make_labels(table, *names.values(), NUMBER, zone)
+        features = self._embed_before(given.customer_ids, None if self.as_of is None else given.times)
+        asked, ids = self.embed(customers, as_of), given.customer_ids
+        result = estimate_uplift(features, was_offered, given.values, ids, asked.to_numpy(), cost, budget)
         return result._replace(customers=result.customers.set_index(asked.index))
 
     def reasons(

@@ -10,7 +10,6 @@
 What is wrong in the table is reported here, before anything is trained. `docs/fine_tuning.md` has a worked example.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import datasets
@@ -70,14 +69,6 @@ class CustomerLabels:
             "id2label": named,
             "label2id": {name: number for number, name in named.items()},
             "label_columns": {name: _fit_column(self.columns[name], name) for name in sorted(self.columns)},
-        }
-
-    def count_customers(self, columns: Mapping[str, Mapping]) -> dict[str, dict[str, int]]:
-        """Number of customers by further column and value, as a config has these in `label_columns`."""
-        texts = {name: self.columns[name].map(to_text).to_numpy() for name in columns}
-        return {
-            name: {value: len({*self.customer_ids[texts[name] == value]}) for value in values}
-            for name, values in columns.items()
         }
 
     def check_trainable(self, what: str = "training") -> None:

@@ -13,7 +13,7 @@ Shapes: N rows of customers at a time, C customers, M customers that are asked a
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from itertools import combinations_with_replacement
 from typing import Any, NamedTuple
 
@@ -53,21 +53,14 @@ class Uplift(NamedTuple):
     no_overlap: float
 
 
-def read_rows(table: pd.DataFrame, keys: Sequence[str], outcome: str, offered: str) -> tuple[NDArray, NDArray]:
-    """Which rows of a table were offered and what came of them, each `(N,)`. Raises `ValueError` if a column is
-    missing or holds something else."""
-    check_columns(table.columns, (*keys, offered, outcome), "The rows have", "Name yours as `offered` and `outcome`.")
-    for name in (*keys, offered, outcome):
-        if missing := int(table[name].isna().sum()):
-            raise ValueError(f"Column {name!r} is null in {missing} of {len(table)} rows: fill it, or leave them out.")
+def read_offered(table: pd.DataFrame, offered: str) -> NDArray[np.bool_]:
+    """Which rows of a table were offered something, `(N,)`. Raises `ValueError` if the column is missing, or holds
+    anything but true and false."""
+    check_columns(table.columns, [offered], "The rows have", "Name yours as `offered`.")
     was_offered = table[offered].astype(str).str.lower().map(BOOLEANS)  # of a CSV file all is text
     if was_offered.isna().any():
         raise ValueError(f"Column {offered!r} holds {table[offered].unique()[:3].tolist()}; expected true and false.")
-    numbers = pd.to_numeric(table[outcome], errors="coerce").to_numpy(np.float64)
-    if not np.isfinite(numbers).all():
-        wrong = table[outcome].iloc[np.isfinite(numbers).argmin()]
-        raise ValueError(f"Column {outcome!r} holds {wrong!r}; expected finite numbers.")
-    return was_offered.to_numpy(bool), numbers
+    return was_offered.to_numpy(bool)
 
 
 class Experiment(NamedTuple):
@@ -119,7 +112,7 @@ def estimate_uplift(
         budget (`float`, *optional*): The most that offers to those who are asked about may cost together.
 
     Raises:
-        ValueError: If there are too few customers of a kind, outcomes are all the same, or most rows have no overlap.
+        ValueError: If there are too few customers of a kind, or most rows have no overlap.
     """
     with needs("gbdt"):
         from sklearn.preprocessing import StandardScaler
@@ -132,8 +125,6 @@ def estimate_uplift(
     fold = (np.random.default_rng(0).permutation(len(names)) % FOLDS)[owner]
     rows = Experiment(features, np.asarray(offered, bool), np.asarray(outcomes, np.float64), owner, fold)
     _check_arms(rows)
-    if np.ptp(rows.outcomes) == 0:
-        raise ValueError(f"All {len(fold)} outcomes are {rows.outcomes[0]:g}: there is nothing that an offer changes.")
     propensity, asked_propensity = estimate_propensity(rows, asked)
     is_like, is_asked_like = (
         (values >= OVERLAP[0]) & (values <= OVERLAP[1]) for values in (_of_own(propensity, fold), asked_propensity)
@@ -149,14 +140,17 @@ def estimate_uplift(
         rows, propensity = rows.take(is_like), propensity[:, is_like]
         _check_arms(rows)
     scores = score_rows(rows, propensity)
-    table = _ask_effects(rows, _of_own(scores.differences, rows.fold), asked)
+    effects = predict_effects(rows, scores[-1])
+    after, without, differences = (_of_own(values, rows.fold) for values in scores)
+    table = _ask_effects(rows, differences, asked)
     table[~is_asked_like] = np.nan
     table["propensity"] = asked_propensity
     most = candidates = int(is_asked_like.sum())
     if budget is not None:
         most = min(math.floor(budget / cost * (1 + 1e-12)), candidates)  # .3 / .1 is less than 3
     table["offer"] = _choose(np.where(is_asked_like, table["effect"], -np.inf), most, cost)
-    policies = compare_policies(rows, scores, predict_effects(rows, scores), cost, most / max(candidates, 1))
+    share = most / max(candidates, 1)
+    policies = compare_policies(rows, after, effects, without, differences - cost, cost, share)
     return Uplift(table, policies, no_overlap)
 
 
@@ -213,17 +207,9 @@ def estimate_propensity(rows: Experiment, asked: NDArray) -> tuple[NDArray, NDAr
     return cross_fit(predict, rows.fold), predict(np.ones(len(offered), bool), asked)
 
 
-class RowScores(NamedTuple):
-    """What models and outcomes say of each row, each `(G, N)` of [`cross_fit`]: the outcome `after` an offer as models
-    expect it, and doubly robust, the outcome `without` an offer, and the `differences` that an offer makes."""
-
-    after: NDArray
-    without: NDArray
-    differences: NDArray
-
-
-def score_rows(rows: Experiment, propensity: NDArray) -> RowScores:
-    """Scores rows by a propensity `(G, N)`."""
+def score_rows(rows: Experiment, propensity: NDArray) -> tuple[NDArray, NDArray, NDArray]:
+    """What models and outcomes say of rows with a propensity `(G, N)`, each `(G, N)` of [`cross_fit`]: the outcome
+    after an offer that models expect; and doubly robust scores, of the outcome without one and of the difference."""
     from sklearn.linear_model import RidgeCV
 
     def predict_outcomes(arm: NDArray) -> NDArray:
@@ -235,17 +221,17 @@ def score_rows(rows: Experiment, propensity: NDArray) -> RowScores:
     offered, propensity = rows.offered, propensity.clip(*OVERLAP)
     after, before = predict_outcomes(offered), predict_outcomes(~offered)
     without = before + ~offered * (rows.outcomes - before) / (1 - propensity)
-    return RowScores(after, without, after + offered * (rows.outcomes - after) / propensity - without)
+    return after, without, after + offered * (rows.outcomes - after) / propensity - without
 
 
-def predict_effects(rows: Experiment, scores: RowScores) -> NDArray:
-    """The effect of an offer on each row, `(N,)`, as the outcomes of other folds say."""
+def predict_effects(rows: Experiment, differences: NDArray) -> NDArray:
+    """The effect of an offer on each row, `(N,)`, by the scores `(G, N)` of rows of other folds."""
     from sklearn.linear_model import BayesianRidge
 
     effects = np.empty(len(rows.fold))
-    for fold, differences in enumerate(scores.differences):
+    for fold, targets in enumerate(differences):
         judged = rows.fold == fold
-        effects[judged] = rows.fit(BayesianRidge(), differences, ~judged).predict(rows.features[judged])
+        effects[judged] = rows.fit(BayesianRidge(), targets, ~judged).predict(rows.features[judged])
     return effects
 
 
@@ -260,9 +246,12 @@ def _ask_effects(rows: Experiment, differences: NDArray, asked: NDArray) -> pd.D
     return pd.DataFrame({"effect": effect, "low": effect - Z * spread, "high": effect + Z * spread})
 
 
-def compare_policies(rows: Experiment, scores: RowScores, effects: NDArray, cost: float, most: float) -> pd.DataFrame:
-    """What rows bring under each of the policies of [`Uplift`], which offer to at most a share `most` of a fold."""
-    after, without, differences = (_of_own(values, rows.fold) for values in scores)
+def compare_policies(
+    rows: Experiment, after: NDArray, effects: NDArray, without: NDArray, gains: NDArray, cost: float, most: float
+) -> pd.DataFrame:
+    """What rows bring under each of the policies of [`Uplift`], by scores `(N,)` of the outcome without an offer, and
+    of what one gains. Policies offer to at most a share `most` of a fold, and go by the outcome that is expected
+    `after` an offer, or by its effect, both `(N,)`."""
     policies = ("nobody", "everybody", "by_outcome", "by_effect")
     chosen = {name: np.full(len(effects), name == "everybody") for name in policies}
     for fold in range(FOLDS):
@@ -272,9 +261,8 @@ def compare_policies(rows: Experiment, scores: RowScores, effects: NDArray, cost
         chosen["by_outcome"][judged] = _choose(after[judged], int(by_effect.sum()))
     table = {}
     for name, is_chosen in chosen.items():
-        gains = is_chosen * (differences - cost)
         row = {"offered": is_chosen.mean()}
-        for column, values in (("value", without + gains), ("gain", gains)):
+        for column, values in (("value", without + is_chosen * gains), ("gain", is_chosen * gains)):
             mean, width = values.mean(), Z * _standard_error(values, rows.owner)
             row |= {column: mean, f"{column}_low": mean - width, f"{column}_high": mean + width}
         table[name] = row

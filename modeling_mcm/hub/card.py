@@ -13,9 +13,8 @@ from modeling_mcm.data.schema import example_values
 from modeling_mcm.evaluation.comparison import with_half_interval
 from modeling_mcm.evaluation.metrics import CONFIDENCE
 from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
-from modeling_mcm.training.resuming import FINE_TUNING, PRETRAINING
 
-from .folder import ACTION_HEAD, Exposure, read_first
+from .folder import ACTION_HEAD, Exposure, read_object
 
 TEMPLATE = Path(__file__).with_name("templates") / "model_card.md.jinja"
 TAGS = ["mcm", "customer-model", "recommendation", "personalization", "sequential-recommendation"]
@@ -57,6 +56,11 @@ def result_rows(evaluation: Mapping) -> list[dict]:
     return rows
 
 
+def _read_first(folder: str | Path | None, *names: str) -> dict:
+    paths = (Path(folder, name) for name in names if folder)
+    return next((read_object(path) for path in paths if path.is_file()), {})
+
+
 def model_card(
     folder: str | Path, repo_id: str, checkpoint: str | Path | None = None, exposure: Exposure | None = None
 ) -> ModelCard:
@@ -71,8 +75,8 @@ def model_card(
         OSError: If a file of the folder is missing.
         ValueError: If a file is damaged.
     """
-    training = read_first(checkpoint, FINE_TUNING, PRETRAINING)
-    evaluation = read_first(checkpoint, "evaluation.json")
+    training = _read_first(checkpoint, "finetuning.json", "pretraining.json")
+    evaluation = _read_first(checkpoint, "evaluation.json")
     config = MCMConfig.from_pretrained(folder)
     extractor = MCMFeatureExtractor.from_pretrained(folder)
     results = result_rows(evaluation)

@@ -14,8 +14,8 @@ customer is protected by the number of others with the same value (k-anonymity),
 prepared data set. The scorer's tables list which labels go together, so that even a pair of frequent values can
 reveal one customer: a pair is published if enough customers have both of its labels.
 
-Further columns of a table of labels are not in that data set: the record of the fine-tuning says how many customers
-had their values, and without it all are hidden. What is known of days to come is left out: it is a plan.
+Further columns of a table of labels are not in that data set, so nobody knows how many customers have their values:
+all texts are left out. So is what is known of days to come: it is a plan.
 
 Not promised: that so many customers had the two labels close to each other or in an order, or that the other weights,
 trained with the rare values too, tell nothing of a customer. That needs differential privacy.
@@ -45,7 +45,6 @@ from modeling_mcm.feature_extraction_mcm import MISSING_LABEL, MCMFeatureExtract
 from modeling_mcm.files_mcm import read_json, write_json
 from modeling_mcm.training.checkpoints import find_head, open_checkpoint
 from modeling_mcm.training.forecaster.shop import SHARED_BY
-from modeling_mcm.training.resuming import FINE_TUNING
 from modeling_mcm.training.scorer.counts import measure_rarity
 
 CONFIG_NAME, CARD_NAME = "config.json", "README.md"
@@ -194,23 +193,18 @@ def hide_weights(weights: Tensors, config: Mapping, shared: Tensors, min_custome
     return number
 
 
-def hide_columns(
-    weights: Tensors, config: Mapping, customers: Mapping[str, Mapping[str, int]], min_customers: int
-) -> dict[str, int]:
-    """Removes the values of `MCMConfig.label_columns` that fewer customers had, and their weights: a customer with one
-    is then read as one with none of the others. `customers` are the numbers of customers by column and value. Returns
-    how many values of each column are hidden."""
-    columns, left, hidden = config.get("label_columns", {}), list[bool](), dict[str, int]()
+def hide_columns(weights: Tensors, config: Mapping) -> int:
+    """Removes texts from `MCMConfig.label_columns`, with their weights: a customer with one is then read as one with
+    none of them. Returns their number."""
+    columns, left = config.get("label_columns", {}), list[bool]()
     for name, means in columns.items():
-        numbers = {**customers.get(name, {}), "": min_customers, MISSING_LABEL: min_customers}
-        columns[name] = {value: mean for value, mean in means.items() if numbers.get(value, 0) >= min_customers}
-        hidden[f"column {name}"] = len(means) - len(columns[name])
+        columns[name] = {value: mean for value, mean in means.items() if value in ("", MISSING_LABEL)}
         left += [value in columns[name] for value in means]
     if not all(left):
         weight, start = weights[COLUMN_WEIGHTS], config["state_size"]  # (C, S + K + E)
         parts = weight[:, :start], weight[:, start:][:, : len(left)][:, left], weight[:, start + len(left) :]
         weights[COLUMN_WEIGHTS] = torch.cat(parts, 1)
-    return hidden
+    return left.count(False)
 
 
 def past_days(known: Known, calendar: Sequence[int]) -> dict[str, list]:
@@ -227,12 +221,6 @@ def code_files() -> list[Path]:
     """The package's files that a published checkpoint needs: the entry points and what they import."""
     entries = [PACKAGE / f"{name}.py" for name in (PIPELINE_MODULE, *(module for module, *_ in HEADS.values()))]
     return sorted({path for entry in entries for path in (entry, *map(Path, get_relative_import_files(entry)))})
-
-
-def read_first(folder: str | Path | None, *names: str) -> dict:
-    """The JSON object in the first file of a folder that is there."""
-    paths = (Path(folder, name) for name in names if folder)
-    return next((read_object(path) for path in paths if path.is_file()), {})
 
 
 def read_object(path: Path) -> dict:
@@ -305,9 +293,8 @@ def write_upload_folder(
         counts = {name: len(values) for name, values in rare.items()}
         if min_customers is not None:
             shared = shared_pairs(rows, extractor, least)
-            customers = read_first(source, FINE_TUNING).get("customers_of_columns", {})
             pairs = hide_weights(weights, config, shared, least)
-            counts |= hide_columns(weights, config, customers, least)
+            counts["label_columns"] = hide_columns(weights, config)
             config["known"] = past_days(config.get("known", {}), config.get("calendar", ()))
             extractor.vocabularies = hide_values(extractor.vocabularies, rare)
             if config.get("values_digest") is not None:

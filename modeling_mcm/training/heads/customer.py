@@ -249,7 +249,6 @@ def train_to_labels(options: FineTuningOptions, label_options: LabelOptions) -> 
             "kind": labels.kind,
             "classes": list(labels.classes),
             "labels": len(trained_on),
-            "customers_of_columns": labels.of(trained_on).count_customers(model.config.label_columns),
             "left_out": customers.dropped,
             "validation": metrics | {"labels": len(held_out)},
             "yardstick": yardstick,

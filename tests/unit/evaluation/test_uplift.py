@@ -125,9 +125,8 @@ def judge(monkeypatch):
         monkeypatch.setattr(uplift, "compare_policies", lambda *args: found.extend(args))
         estimate_uplift(*rows, rows[0])
         monkeypatch.undo()
-        (propensity, _), experiment, scores, effects = found[:4]
-        own = experiment.fold, np.arange(len(effects))
-        return experiment, propensity[own], scores.after[own], effects
+        (propensity, _), experiment, after, effects = found[:4]
+        return experiment, propensity[experiment.fold, np.arange(len(effects))], after, effects
 
     return run
 
@@ -195,9 +194,10 @@ def test_a_model_says_whom_to_offer_and_reads_nothing_later(shop):
     ("change", "message"),
     [
         ({"offered": "maybe"}, "Column 'offered' holds"),
-        ({"spent": "much"}, "Column 'spent' holds 'much'; expected finite numbers"),
-        ({"spent": None}, "Column 'spent' is null in 300 of 300 rows"),
-        ({"who": "nobody"}, "No customer 'nobody'"),
+        ({"spent": "much"}, "Label 'spent' holds text such as 'much', and a number was asked for"),
+        ({"spent": None}, "Column 'spent' is missing in 300 of 300 labels"),
+        ({"who": lambda rows: rows["who"] + "x"}, "No customer 'c00x'"),
+        ({"when": pd.Timestamp("2017-10-01")}, "and 150 rows repeat a customer and time"),
     ],
 )
 def test_a_wrong_column_is_named(shop, change, message):

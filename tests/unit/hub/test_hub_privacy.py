@@ -4,7 +4,6 @@
 wanted; the others stay as they are."""
 
 import json
-import shutil
 from itertools import product
 
 import numpy as np
@@ -91,7 +90,7 @@ def test_rare_values_are_hidden_in_their_place_and_read_as_unknown(
     assert 0 < len(rare["items"]) < 24 and not {"history_start", "end_of_visit"} & set(rare["type"])
     exposure = write_upload_folder(checkpoint, tmp_path / "out", data, LEAST)
     assert (exposure.min_customers, exposure.hidden) == (LEAST, True)
-    assert exposure.rare == {name: len(values) for name, values in rare.items()}
+    assert exposure.rare == {name: len(values) for name, values in rare.items()} | {"label_columns": 0}
     text = (tmp_path / "out" / "vocabularies.json").read_text()
     assert not [value for value in rare["items"] if f'"{value}"' in text]
     hidden = type(extractor).from_pretrained(str(tmp_path / "out"))
@@ -180,23 +179,20 @@ def tuned(tmp_path_factory):
     return folder, log, days
 
 
-@pytest.mark.parametrize("record", [True, False], ids=["a record", "no record"])
-def test_nothing_that_few_customers_have_and_no_plan_is_in_any_byte(tuned, tmp_path, record):
+def test_nothing_that_few_customers_have_and_no_plan_is_in_any_byte(tuned, tmp_path):
     (folder, log, days), out = tuned, tmp_path / "out"
-    checkpoint = shutil.copytree(folder / "tuned", tmp_path / "tuned")
+    checkpoint = folder / "tuned"
     config = json.loads((checkpoint / "config.json").read_text())
     assert config["label_columns"]["plan"].keys() == {"[missing]", "aurum", "basic"} and "offensive" in config["known"]
-    if not record:
-        (checkpoint / "finetuning.json").unlink()
     share = str(config["label_columns"]["plan"]["aurum"]).encode()
     secrets = [b"Bree", b"aurum", b"offensive", b"37.75", share]
     exposure = write_upload_folder(checkpoint, out, folder / "shop" / "data", 20)
     model_card(out, "org/x", checkpoint, exposure).save(out / "README.md")
     for path in out.iterdir():
         assert not [secret for secret in secrets if secret in path.read_bytes()], path
-    assert exposure.rare["city"] == 1 and exposure.rare["column plan"] == (1 if record else 2)
+    assert exposure.rare["city"] == 1 and exposure.rare["label_columns"] == 2
     published = json.loads((out / "config.json").read_text())
-    assert [*published["known"]] == ["spring sale"] and ("basic" in published["label_columns"]["plan"]) == record
+    assert [*published["known"]] == ["spring sale"] and [*published["label_columns"]["plan"]] == ["[missing]"]
     before, after = (CustomerModel.load(place, log) for place in (checkpoint, out))
     is_rare = log.groupby("item")["who"].transform("nunique") < 20
     others = [*{*log["who"]}.difference(log.loc[is_rare | (log["city"] == "Bree"), "who"])]
