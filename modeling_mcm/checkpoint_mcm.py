@@ -13,26 +13,25 @@ import hashlib
 import json
 import os
 import re
-import shutil
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from textwrap import shorten
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
 from transformers.utils import CONFIG_NAME, logging
 
 from .files_mcm import flush, hold_part, name_place, read_json, some
 
 logger = logging.get_logger(__name__)
 VOCABULARIES_NAME, EXTRACTOR_NAME = "vocabularies.json", "preprocessor_config.json"
-METADATA, SETTINGS, DIGEST = "__metadata__", "settings", "sha256"  # of weights, in their header, and its keys
+SETTINGS, DIGEST = "settings", "sha256"  # keys of the metadata of weights
 SHOWN = 80  # characters of a setting that a message shows
 ACTION_HEAD = "action_head"  # weights of the head for offers; models without it leave them out
 WEIGHT_FILES = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
-BYTES_OF_LENGTH, ALIGNED = 8, 8  # of the header of a safetensors file
 ONE_SAVE = "from one and the same save"
 
 
@@ -52,11 +51,11 @@ def save_together(folder: str | Path, deciding: Collection[str]) -> Iterator[Pat
     with name_place(target), hold_part(target / "checkpoint") as part:
         try:
             yield part
+            if (part / CONFIG_NAME).is_file():  # it is not in a folder of an adapter alone
+                note_metadata(part, deciding)
         except SafetensorError as error:
             raise OSError(f"{target} can't be written ({error}), and is as it was: make room.") from error
         weights = [path for path in part.iterdir() if WEIGHT_FILES.fullmatch(path.name)]
-        if (part / CONFIG_NAME).is_file():  # it is not in a folder of an adapter alone
-            note_metadata(part, deciding)
         files = sorted((path for path in part.rglob("*") if path.is_file()), key=lambda path: path.name == CONFIG_NAME)
         for path in files:
             flush(path)
@@ -75,25 +74,19 @@ def note_metadata(folder: Path, deciding: Collection[str]) -> None:
     config = read_json(folder / CONFIG_NAME)
     text = json.dumps({name: config[name] for name in deciding if name in config}, sort_keys=True)
     for path in folder.glob("*.safetensors"):
-        added = {SETTINGS: text, DIGEST: weights_digest(path)}
-        with open(path, "rb") as file, open(path.with_suffix(".new"), "wb") as out:
-            header = _read_header(file)
-            content = json.dumps(header | {METADATA: header.get(METADATA, {}) | added}).encode()
-            content += b" " * (-len(content) % ALIGNED)
-            out.write(len(content).to_bytes(BYTES_OF_LENGTH, "little") + content)
-            shutil.copyfileobj(file, out)
+        tensors = load_file(path)
+        metadata = {"format": "pt", SETTINGS: text, DIGEST: tensors_digest(tensors)}
+        save_file(tensors, path.with_suffix(".new"), metadata)
         os.replace(path.with_suffix(".new"), path)
 
 
-def _read_header(file: BinaryIO) -> dict:
-    return json.loads(file.read(int.from_bytes(file.read(BYTES_OF_LENGTH), "little")))
-
-
-def weights_digest(path: Path) -> str:
-    """SHA-256 digest of a safetensors file, but for its metadata."""
-    with open(path, "rb") as file:
-        digest = hashlib.sha256(json.dumps(_read_header(file) | {METADATA: {}}, sort_keys=True).encode())
-        return hashlib.file_digest(file, lambda: digest).hexdigest()
+def tensors_digest(tensors: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256 digest of named tensors, in the order of their names: names, types, shapes and bytes."""
+    digest = hashlib.sha256()
+    for name, value in sorted(tensors.items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def values_digest(stored: Mapping) -> str:
@@ -151,7 +144,7 @@ def check_metadata(folder: Path, deciding: Collection[str]) -> None:
             metadata = file.metadata() or {}
         if SETTINGS in metadata:
             check_same(json.loads(metadata[SETTINGS]), config, deciding, folder / CONFIG_NAME, path.name)
-        if DIGEST in metadata and metadata[DIGEST] != weights_digest(path):
+        if DIGEST in metadata and metadata[DIGEST] != tensors_digest(load_file(path)):
             raise CheckpointError(
                 f"{path} was damaged or changed after it was saved: copy it again, or give an earlier checkpoint. "
                 f"A tool that changes weights must leave {DIGEST!r} out of their metadata."

@@ -79,10 +79,6 @@ class Experiment(NamedTuple):
     owner: NDArray
     fold: NDArray
 
-    def take(self, chosen: NDArray) -> "Experiment":
-        """Selects some rows."""
-        return Experiment(*(column[chosen] for column in self))
-
     def fit(self, model: Any, targets: NDArray, chosen: NDArray) -> Any:
         """Fits a linear model to targets `(N,)` of chosen rows `(N,)`: to the mean of each customer's, which is one
         observation however many rows there are."""
@@ -137,7 +133,7 @@ def estimate_uplift(
         )
     if no_overlap:
         logger.warning(f"Nothing says what an offer changes {where}. Policies are of the others.")
-        rows, propensity = rows.take(is_like), propensity[:, is_like]
+        rows, propensity = Experiment(*(column[is_like] for column in rows)), propensity[:, is_like]
         _check_arms(rows)
     scores = score_rows(rows, propensity)
     effects = predict_effects(rows, scores[-1])

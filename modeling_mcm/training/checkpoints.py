@@ -13,14 +13,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from huggingface_hub import HfApi, try_to_load_from_cache
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from modeling_mcm.action_mcm import MCMForActionRecommendation
-from modeling_mcm.checkpoint_mcm import CheckpointError, check_loaded
+from modeling_mcm.checkpoint_mcm import CheckpointError, check_loaded, tensors_digest
 from modeling_mcm.configuration_mcm import MCMConfig
 from modeling_mcm.customer_mcm import MCMForCustomerPrediction
 from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
@@ -120,10 +119,7 @@ def read_checkpoint(model_class: type[PreTrainedModel], folder: str, new: tuple[
 
 
 def checkpoint_digest(model: PreTrainedModel, feature_extractor: MCMFeatureExtractor) -> str:
-    """SHA-256 digest of a model's weights (names, types, shapes and bytes), and of its feature extractor."""
+    """Digest of a model's weights and of its feature extractor's settings."""
     values = {"vocabularies": feature_extractor.vocabularies, "bins": feature_extractor.bins}
-    digest = hashlib.sha256(json.dumps(feature_extractor.to_dict() | values, sort_keys=True, default=str).encode())
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    settings = json.dumps(feature_extractor.to_dict() | values, sort_keys=True, default=str)
+    return hashlib.sha256(f"{tensors_digest(model.state_dict())} {settings}".encode()).hexdigest()
