@@ -40,7 +40,6 @@ from modeling_mcm.configuration_mcm import DECIDING, FIRST_VALUE_ID, MCMConfig
 from modeling_mcm.data import PreparedData, check_vocabularies
 from modeling_mcm.data.dataset import END
 from modeling_mcm.evaluation.cases import read_history
-from modeling_mcm.events_mcm import IntArray
 from modeling_mcm.feature_extraction_mcm import MISSING_LABEL, MCMFeatureExtractor
 from modeling_mcm.files_mcm import read_json, write_json
 from modeling_mcm.training.checkpoints import find_head, open_checkpoint
@@ -97,29 +96,32 @@ class Exposure(NamedTuple):
     pairs: int = 0
 
 
-def rare_values(rows: Dataset, extractor: MCMFeatureExtractor, min_customers: int) -> dict[str, list[str]]:
-    """Selects the values of each categorical feature that fewer than `min_customers` customers have in the
-    log, without the token types that MCM adds itself. Features that share the values of a column are counted
-    together, because each of them tells that the customer has the value.
+def read_values(rows: Dataset, extractor: MCMFeatureExtractor, name: str) -> csr_array:
+    """Which customers have each value of a categorical feature in the log, as 0 and 1 of shape `(V, C)`. `rows` are
+    those of the data set that the checkpoint was trained on (`check_vocabularies`), to the end of the log."""
+    if name in (spec.name for spec in extractor.schema.profile):
+        customers = np.flatnonzero(np.asarray(rows["validation_end"]))
+        ids = np.asarray(rows[f"profile_{name}"], np.int64)[customers]
+    else:
+        events = read_history(rows, name, kind="feature")
+        customers, ids = events.customer, events.label
+    shape = FIRST_VALUE_ID + len(extractor.vocabularies[name]), len(rows)
+    has = csr_array((np.ones(len(ids), np.int64), (ids, customers)), shape)
+    has.data[:] = 1  # however often
+    return has
 
-    `rows` are those of the data set that the checkpoint was trained on (`check_vocabularies`), to the end of the log.
-    """
-    shared, rare = extractor.schema.shared_vocabularies, dict[str, list[str]]()
-    profile = {spec.name for spec in extractor.schema.profile}
-    pairs: dict[str, list[IntArray]] = {}
+
+def rare_values(rows: Dataset, extractor: MCMFeatureExtractor, min_customers: int) -> dict[str, list[str]]:
+    """Selects the values of each categorical feature that fewer than `min_customers` customers have, without the token
+    types that MCM adds itself. Features that share the values of a column are counted together, because each of them
+    tells that the customer has the value. `rows` are as in [`read_values`]."""
+    shared, has = extractor.schema.shared_vocabularies, dict[str, csr_array]()
+    for name in extractor.vocabularies:
+        has[shared[name]] = read_values(rows, extractor, name) + has.get(shared[name], 0)
+    rare = {}
     for name, values in extractor.vocabularies.items():
-        if name in profile:
-            customers = np.flatnonzero(np.asarray(rows["validation_end"]))
-            ids = np.asarray(rows[f"profile_{name}"], np.int64)[customers]
-        else:
-            events = read_history(rows, name, kind="feature")
-            customers, ids = events.customer, events.label
-        pairs.setdefault(shared[name], []).append(customers * (FIRST_VALUE_ID + len(values)) + ids)
-    for name, values in extractor.vocabularies.items():
-        size = FIRST_VALUE_ID + len(values)
-        counts = np.bincount(np.unique(np.concatenate(pairs[shared[name]])) % size, minlength=size)
-        few = np.setdiff1d(np.flatnonzero(counts < min_customers), extractor.own_ids(name))
-        rare[name] = [values[index - FIRST_VALUE_ID] for index in few]
+        few = np.flatnonzero((has[shared[name]] > 0).sum(1) < min_customers)
+        rare[name] = [values[index - FIRST_VALUE_ID] for index in np.setdiff1d(few, extractor.own_ids(name))]
     return rare
 
 
@@ -142,15 +144,12 @@ def hide_values(
 
 def shared_pairs(rows: Dataset, extractor: MCMFeatureExtractor, min_customers: int) -> Tensors:
     """Selects for each task the pairs of labels of which at least `min_customers` customers have both in the log; a
-    label and itself are a pair, too. `rows` are as in [`rare_values`]. A pair is one number, label
+    label and itself are a pair, too. `rows` are as in [`read_values`]. A pair is one number, label
     times `PAIR` plus label, and both directions are there."""
     shared = {}
     for task in extractor.tasks:
-        size = FIRST_VALUE_ID + len(extractor.vocabularies[task])
-        events, pairs = read_history(rows, task, kind="feature"), []
-        label, customer = np.unique([events.label, events.customer], axis=1)  # a label counts once a customer
-        has = csr_array((np.ones(len(label), np.int64), (label, customer)), (size, len(rows)))
-        for start in range(0, size, LABELS_AT_ONCE):
+        has, pairs = read_values(rows, extractor, task), []
+        for start in range(0, has.shape[0], LABELS_AT_ONCE):
             first, second = (has[start : start + LABELS_AT_ONCE] @ has.T >= min_customers).nonzero()
             pairs.append((first.astype(np.int64) + start) * PAIR + second)
         shared[task] = torch.from_numpy(np.concatenate(pairs))
