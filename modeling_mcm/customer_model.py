@@ -353,8 +353,8 @@ class CustomerModel:
         """All that is known of each customer: forecasts and, of a model that was fine-tuned to a label, predictions.
 
         Args:
-            where (`str`, *optional*): Conditions on the columns, as `DataFrame.query` reads them, such as
-                `"visit_probability_30d < .3 and amount_90d > 100"`.
+            where (`str`, *optional*): Conditions on the columns, as `DataFrame.query` reads them, but without calls and
+                attributes, such as `"visit_probability_30d < .3 and amount_90d > 100"`.
             since_days (`float`, *optional*): What changed in so many days: each column also as `NAME_change`, from a
                 table of that time, which reads no later event. Not a number for a customer who was not there yet.
             customers, days, as_of, known: as in `forecast`.
