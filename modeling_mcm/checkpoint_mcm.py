@@ -4,15 +4,15 @@
 
 Weights mean something only with the settings and the vocabularies that they were trained with. So each file of weights
 has these settings in its metadata, and vocabularies.json has those of the feature extractor: a file that was edited by
-hand, or is of another save, is refused by the name of the field. Other tools that write weights, such as those that
-quantise or merge them, leave the metadata out, and nothing is compared then.
+hand, or is of another save, is refused by the name of the field. The metadata also has a digest of the weights: a
+damaged file is refused. Other tools that write weights, such as those that quantise or merge them, leave the metadata
+out, and nothing is compared then.
 """
 
 import hashlib
 import json
 import os
 import re
-import shutil
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,17 +21,17 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
 from transformers.utils import CONFIG_NAME, logging
 
 from .files_mcm import flush, hold_part, name_place, read_json, some
 
 logger = logging.get_logger(__name__)
 VOCABULARIES_NAME, EXTRACTOR_NAME = "vocabularies.json", "preprocessor_config.json"
-SETTINGS = "settings"  # key of the metadata of weights
+SETTINGS, DIGEST = "settings", "sha256"  # keys of the metadata of weights
 SHOWN = 80  # characters of a setting that a message shows
 ACTION_HEAD = "action_head"  # weights of the head for offers; models without it leave them out
 WEIGHT_FILES = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
-BYTES_OF_LENGTH, ALIGNED = 8, 8  # of the header of a safetensors file
 ONE_SAVE = "from one and the same save"
 
 
@@ -51,11 +51,11 @@ def save_together(folder: str | Path, deciding: Collection[str]) -> Iterator[Pat
     with name_place(target), hold_part(target / "checkpoint") as part:
         try:
             yield part
+            if deciding and (part / CONFIG_NAME).is_file():  # it is not in a folder of an adapter alone
+                note_metadata(part, deciding)
         except SafetensorError as error:
             raise OSError(f"{target} can't be written ({error}), and is as it was: make room.") from error
         weights = [path for path in part.iterdir() if WEIGHT_FILES.fullmatch(path.name)]
-        if deciding and (part / CONFIG_NAME).is_file():  # it is not in a folder of an adapter alone
-            note_settings(part, deciding)
         files = sorted((path for path in part.rglob("*") if path.is_file()), key=lambda path: path.name == CONFIG_NAME)
         for path in files:
             flush(path)
@@ -68,19 +68,25 @@ def save_together(folder: str | Path, deciding: Collection[str]) -> Iterator[Pat
             os.replace(path, place)
 
 
-def note_settings(folder: Path, deciding: Collection[str]) -> None:
-    """Writes the settings of a folder's config.json that decide what its weights mean into the weights' metadata."""
+def note_metadata(folder: Path, deciding: Collection[str]) -> None:
+    """Writes the settings of a folder's config.json that decide what its weights mean, and a digest of the weights,
+    into the weights' metadata."""
     config = read_json(folder / CONFIG_NAME)
     text = json.dumps({name: config[name] for name in deciding if name in config}, sort_keys=True)
     for path in folder.glob("*.safetensors"):
-        with open(path, "rb") as file, open(path.with_suffix(".new"), "wb") as out:
-            header = json.loads(file.read(int.from_bytes(file.read(BYTES_OF_LENGTH), "little")))
-            header["__metadata__"] = header.get("__metadata__", {}) | {SETTINGS: text}
-            content = json.dumps(header).encode()
-            content += b" " * (-len(content) % ALIGNED)
-            out.write(len(content).to_bytes(BYTES_OF_LENGTH, "little") + content)
-            shutil.copyfileobj(file, out)
+        tensors = load_file(path)
+        metadata = {"format": "pt", SETTINGS: text, DIGEST: tensors_digest(tensors)}
+        save_file(tensors, path.with_suffix(".new"), metadata)
         os.replace(path.with_suffix(".new"), path)
+
+
+def tensors_digest(tensors: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256 digest of named tensors, in the order of their names: names, types, shapes and bytes."""
+    digest = hashlib.sha256()
+    for name, value in sorted(tensors.items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def values_digest(stored: Mapping) -> str:
@@ -129,15 +135,20 @@ def check_files(source: str | Path, subfolder: str = "") -> None:
         raise CheckpointError(f"{path} has no model.safetensors: give the folder that a training wrote.")
 
 
-def check_settings(folder: Path, deciding: Collection[str]) -> None:
-    """Checks that config.json has the settings that the weights beside it were saved with, if they say so. Raises
-    `CheckpointError` if one of `deciding` differs."""
+def check_metadata(folder: Path, deciding: Collection[str]) -> None:
+    """Checks that weights are those that were saved, and that config.json beside them has the settings that they were
+    saved with, if they say so. Raises `CheckpointError` if not, or if one of `deciding` differs."""
     config = read_json(folder / CONFIG_NAME)
     for path in folder.glob("*.safetensors"):
         with safe_open(path, "pt") as file:
-            text = (file.metadata() or {}).get(SETTINGS)
-        if text is not None:
-            check_same(json.loads(text), config, deciding, folder / CONFIG_NAME, path.name)
+            metadata = file.metadata() or {}
+        if SETTINGS in metadata:
+            check_same(json.loads(metadata[SETTINGS]), config, deciding, folder / CONFIG_NAME, path.name)
+        if DIGEST in metadata and metadata[DIGEST] != tensors_digest(load_file(path)):
+            raise CheckpointError(
+                f"{path} was damaged or changed after it was saved: copy it again, or give an earlier checkpoint. "
+                f"A tool that changes weights must leave {DIGEST!r} out of their metadata."
+            )
 
 
 def check_same(saved: Mapping, found: Mapping, deciding: Collection[str], path: str | Path, source: str) -> None:

@@ -38,7 +38,7 @@ from .data.guessing import READER_FILE, FrameReader
 from .events_mcm import EPOCH, SECONDS_PER_DAY, IntArray, Row, Time, check_columns, naming, to_ids, to_iso, to_text
 from .feature_extraction_mcm import MCMFeatureExtractor
 from .files_mcm import read_json, write_json
-from .frames import read_frame, read_reader
+from .frames import read_frame, read_reader, select_rows
 from .inputs_mcm import Customers
 from .live.explanations import Explanation, explain
 from .live.similar import similar, together
@@ -423,8 +423,8 @@ class CustomerModel:
         """All that is known of each customer: forecasts and, of a model that was fine-tuned to a label, predictions.
 
         Args:
-            where (`str`, *optional*): Conditions on the columns, as `DataFrame.query` reads them, such as
-                `"visit_probability_30d < .3 and amount_90d > 100"`.
+            where (`str`, *optional*): Conditions on the columns, as `DataFrame.query` reads them, without calls and
+                attributes, such as `"visit_probability_30d < .3 and amount_90d > 100"`.
             since_days (`float`, *optional*): What changed in so many days: each column also as `NAME_change`, from a
                 table of that time, which reads no later event. Not a number for a customer who was not there yet.
             customers, days, as_of, known: as in `forecast`.
@@ -439,12 +439,7 @@ class CustomerModel:
             there = [name for name in table.index if self._first_times[self._places[name]] <= before]
             past = self._describe(there, days, before, known) if there else table.head(0)
             table = table.join((table - past).add_suffix("_change"))
-        if where is None:
-            return table
-        try:
-            return table.query(where)
-        except (NameError, SyntaxError, ValueError, TypeError) as error:
-            raise ValueError(f"`where` is {where!r}, which can't be read ({error}). Columns: {[*table]}.") from None
+        return table if where is None else select_rows(table, where)
 
     # ------------------------------------------------------------------------------------------------ labels of others
 
@@ -537,18 +532,20 @@ class CustomerModel:
             ValueError: If a column is missing or wrong, or hardly anybody has others like them who were treated
                 differently. The message gives their share.
         """
-        from .evaluation.uplift import estimate_uplift, read_rows
+        from .data.labels import NUMBER, make_labels
+        from .evaluation.uplift import estimate_uplift, read_offered
 
         table, names = self._read_labels(rows, outcome)
-        customer, time = names["customer_column"], names["time_column"]
-        was_offered, outcomes = read_rows(table, [customer, time], outcome, offered)
-        ids, seconds = to_ids(table[customer]), None
-        if self.as_of is not None:
-            times, at = np.unique(table[time].to_numpy(), return_inverse=True)
-            seconds = np.array([self._seconds(each) for each in times])[at]
-        features, asked = self._embed_before(ids, seconds), self.embed(customers, as_of)
-        result = estimate_uplift(features, was_offered, outcomes, ids, asked.to_numpy(), cost, budget)
-        return result._replace(customers=result.customers.set_index(asked.index))
+        was_offered, zone = read_offered(table, offered), self.feature_extractor.time_zone
+        name, customer, time = names.values()
+        given = make_labels(table, name, customer, time, NUMBER, zone)
+        owners = given.customer_ids.tolist()
+        features = self._embed_before(owners, None if self.as_of is None else given.times)
+        # As the features, on the scale of today
+        ids, columns, _ = self._ask(customers, as_of, Questions(embedding=True, later_counts=True))
+        asked = columns[EMBEDDING].numpy()
+        result = estimate_uplift(features, was_offered, given.values, owners, asked, cost, budget)
+        return result._replace(customers=result.customers.set_index(pd.Index(ids, name="customer")))
 
     def reasons(
         self,
@@ -569,7 +566,7 @@ class CustomerModel:
         seconds = self._check(Questions(label=True), as_of).as_of
         row = Customers.of([{**self._row(customer), LABEL_COLUMNS: columns}])
         row = row if seconds is None else row.before([seconds], self.feature_extractor.layout)
-        terms, logits = self._predictor.model.terms(**self._predictor.inputs(row, seconds))
+        terms, logits = self._predictor.run(self._predictor.inputs(row, seconds), self._predictor.model.terms)
         classes = list(self.model.config.id2label.values())
         if label is not None and label not in classes:
             raise ValueError(f"No class {label!r}: this model predicts {classes}.")

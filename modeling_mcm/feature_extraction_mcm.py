@@ -211,7 +211,7 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
         """Decodes a flat sequence or tensor of label ids to values: "[missing]" for id 0, "[unknown]" for id 1. Raises
         `ValueError` if there is no such task or no such id."""
         labels = [MISSING_LABEL, UNKNOWN_LABEL, *self.vocabularies[self._check_task(task)]]
-        flat = np.asarray(ids).reshape(-1).tolist()
+        flat = np.asarray(ids.cpu() if hasattr(ids, "cpu") else ids).reshape(-1).tolist()
         for label in flat:
             if not 0 <= label < len(labels):
                 raise ValueError(f"Task {task!r} has no label id {label}; ids run from 0 to {len(labels) - 1}.")

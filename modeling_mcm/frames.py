@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reads tables of events as people have them, in memory or in files, and how the columns of one were read before."""
 
+import ast
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -15,6 +16,11 @@ from .data.guessing import READER_FILE, FrameReader
 from .data.schema import TextFormat
 from .data.tables import read_numbers, to_frame
 from .files_mcm import read_json
+
+COMPUTING = (  # nodes of conditions on columns
+    *(ast.Expression, ast.BoolOp, ast.boolop, ast.BinOp, ast.operator, ast.UnaryOp, ast.unaryop),
+    *(ast.Compare, ast.cmpop, ast.Name, ast.Load, ast.Constant, ast.List, ast.Tuple),
+)
 
 
 def read_frame(events: object, schema: EventSchema | Mapping | None = None) -> pd.DataFrame:
@@ -51,6 +57,23 @@ def _read_file(path: str | Path, schema: EventSchema | Mapping | None) -> pd.Dat
     blocks = [pa.Table.from_batches([block]) for block in source.blocks(source.names)]
     frame = to_frame(pa.concat_tables(blocks, promote_options="permissive")) if blocks else pd.DataFrame()
     return frame.apply(read_numbers, exact=True) if source.is_text else frame
+
+
+def select_rows(table: pd.DataFrame, where: str) -> pd.DataFrame:
+    """The rows for which conditions on columns hold, as `DataFrame.query` reads them, but for what could do anything
+    else than compare and compute: a call, an attribute, an index. Raises `ValueError` if they can't be read."""
+    names, plain = {}, where.strip()
+    for place, name in enumerate(table):
+        if f"`{name}`" in plain:
+            names[name] = f"column_{place}_"
+            plain = plain.replace(f"`{name}`", names[name])
+    try:
+        for node in ast.walk(ast.parse(plain, mode="eval")):
+            if not isinstance(node, COMPUTING):
+                raise ValueError(f"found a {type(node).__name__.lower()}, expected conditions such as a > 1")
+        return table.loc[table.rename(columns=names).query(plain).index]
+    except (NameError, SyntaxError, ValueError, TypeError) as error:
+        raise ValueError(f"`where` is {where!r}, which can't be read ({error}). Columns: {[*table]}.") from None
 
 
 def read_reader(folder: str | Path) -> FrameReader | None:

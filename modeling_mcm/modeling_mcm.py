@@ -24,7 +24,7 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import capture_outputs
 
 from .calendar_mcm import Known
-from .checkpoint_mcm import check_files, check_loaded, check_settings, check_weights, save_together
+from .checkpoint_mcm import check_files, check_loaded, check_metadata, check_weights, save_together
 from .configuration_mcm import DECIDING, FIRST_LABEL, MCMConfig
 from .embeddings_mcm import HeterogeneousEmbedding, MCMEmbeddings, ValueEmbedding, check_inputs, find_later
 from .forecaster_mcm import CustomerForecasts, VisitForecaster
@@ -147,7 +147,7 @@ class MCMPreTrainedModel(PreTrainedModel):
         if folder is not None:
             check_files(source, subfolder)
             if folder.is_dir():
-                check_settings(folder, DECIDING)
+                check_metadata(folder, DECIDING)
         may_differ = kwargs.pop("ignore_mismatched_sizes", False)  # if not, they are refused below with a sentence
         kwargs["ignore_mismatched_sizes"] = may_differ or not output_loading_info
         model, loading = super().from_pretrained(source, *model_args, output_loading_info=True, **kwargs)
@@ -162,7 +162,7 @@ class MCMPreTrainedModel(PreTrainedModel):
             config = cached_file(source, CONFIG_NAME, subfolder=subfolder, local_files_only=True, **options)
             folder = Path(config).parent
             check_files(folder)
-            check_settings(folder, DECIDING)
+            check_metadata(folder, DECIDING)
         check_weights(model, source, folder)
         return (model, loading) if output_loading_info else model
 

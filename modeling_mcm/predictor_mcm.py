@@ -12,7 +12,7 @@ Shapes: B customers, S size of the customer embedding, V labels of a task, K off
 """
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple, NotRequired, TypedDict, cast
@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, NotRequired, TypedDict, cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.utils import logging
 
 from .action_inputs_mcm import EncodedActions
@@ -339,8 +339,8 @@ class Predictor:
         return inputs
 
     @torch.inference_mode()
-    def run(self, inputs: Mapping[str, Tensor], model: nn.Module | None = None, **options: object) -> Any:
-        """The outputs of the model, or of its base, for model inputs; `options` are those of its `forward`."""
+    def run(self, inputs: Mapping[str, Tensor], model: Callable | None = None, **options: object) -> Any:
+        """The outputs of the model, of its base or of a method, for model inputs, with further options."""
         device = self.model.device
         inputs = {name: value.to(device) for name, value in inputs.items()}
         return (model or self.model)(**inputs, **options)

@@ -383,10 +383,9 @@ def _choose(
     for values, most in zip(evidence, BEST, strict=True):  # one kind after the other: a copy of all is large
         ranked = break_ties(values)
         ranked.view(-1).index_fill_(0, seen.cell, 0)  # they are candidates anyway
-        _add_best(chosen, ranked, most, 2 * LEAST, columns.parts)
+        chosen |= find_best(ranked, most, 2 * LEAST, columns.parts)
     if log_p is not None:
-        _add_best(chosen, break_ties(log_p.exp()), MOST_READ, 2 * LEAST, columns.parts)
-    chosen = chosen.to(evidence.device)
+        chosen |= find_best(break_ties(log_p.exp()), MOST_READ, 2 * LEAST, columns.parts)
     chosen.view(-1).index_fill_(0, seen.cell, True)
     return chosen.index_fill_(1, columns.no_labels, False)
 
@@ -395,26 +394,28 @@ def choose_popular(counts: Sequence[Tensor], parts: Sequence[slice]) -> Tensor:
     """Chooses by counts `(1 or B, 5, V)` of each task the labels that most visits have, `(1 or B, C)`."""
     # Visits of each label in the whole period, and in its latest part: rows 0 and 3 of `LabelTables.counts`
     visits = torch.cat([task_counts[:, ::3].transpose(0, 1) for task_counts in counts], 2)  # (2, 1 or B, C)
-    chosen = torch.zeros(visits.shape[1:], dtype=torch.bool)
-    for values, most in zip(visits, POPULAR, strict=True):
-        _add_best(chosen, break_ties(values), most, 0.0, parts)
-    return chosen
+    every, recent = (
+        find_best(break_ties(values), most, 0.0, parts) for values, most in zip(visits, POPULAR, strict=True)
+    )
+    return every | recent
 
 
-def _add_best(chosen: Any, values: Any, most: int, least: float, parts: Sequence[slice]) -> None:
-    """Adds to the tensor `chosen` `(B, C)`, on the CPU, by customer and task the labels with the largest `most` of the
-    tensor `values` `(1 or B, C)`, of which no two are equal; none of less than `least`."""
-    in_torch = is_exporting()
-    if not in_torch:  # numpy's `partition` is faster than `topk`
-        chosen, values = chosen.numpy(), values.numpy(force=True)
+def find_best(values: Tensor, most: int, least: float, parts: Sequence[slice]) -> Tensor:
+    """Marks by customer and task the labels with the largest `most` of `values` `(1 or B, C)`, of which no two are
+    equal; none of less than `least`."""
+    device = values.device
+    if not is_exporting():  # on the CPU numpy's `partition` is faster than `topk`
+        values = values.cpu()
+    best = torch.zeros_like(values, dtype=torch.bool)
     for part in parts:
         labels = slice(part.start + FIRST_LABEL, part.stop)
         own, number = values[:, labels], min(most, labels.stop - labels.start)
-        if in_torch:
-            lowest = own.topk(number).values[:, -1:].clamp(min=least)  # (1 or B, 1)
+        if is_exporting():
+            lowest = own.topk(number).values[:, -1:]  # (1 or B, 1)
         else:
-            lowest = np.maximum(np.partition(own, -number)[:, -number, None], least)
-        chosen[:, labels] |= own >= lowest
+            lowest = torch.from_numpy(np.partition(own.numpy(), -number)[:, -number, None])
+        best[:, labels] = own >= lowest.clamp(min=least)
+    return best.to(device)
 
 
 class ScoreNetwork(nn.Module):

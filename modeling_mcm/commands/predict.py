@@ -45,7 +45,7 @@ from modeling_mcm.option import REQUIRED, option
 from modeling_mcm.predictor_mcm import Predictor, Questions
 from modeling_mcm.scoring import BatchScorer, ScoringJob, forecast_total, score_on_spark
 from modeling_mcm.scoring.scorer import HISTORIES, check_folder, claim, digest_tables, is_sealed
-from modeling_mcm.training.checkpoints import find_head, open_checkpoint, tensors_digest
+from modeling_mcm.training.checkpoints import checkpoint_digest, find_head, open_checkpoint
 from modeling_mcm.training.counting import Counts
 from modeling_mcm.training.memory import keep_freed_memory
 
@@ -267,7 +267,7 @@ def run(options: PredictionOptions, engine: EngineOptions) -> str:
     model, extractor = open_checkpoint(head, options.model)
     job = _make_job(options, head, model, extractor)
     totals = _totals(options, model) if options.total and state.is_main_process else []
-    digest, tables = tensors_digest(model.state_dict()), digest_tables(job)
+    digest, tables = checkpoint_digest(model, extractor), digest_tables(job)
     check_folder(folder)
     with lock_output(folder) if state.is_main_process else nullcontext(), opening as session:
         with state.main_process_first():

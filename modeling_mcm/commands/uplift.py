@@ -13,6 +13,7 @@ for each customer: the difference that the offer makes, with its interval, and w
 from dataclasses import dataclass
 
 from modeling_mcm.customer_model import CustomerModel
+from modeling_mcm.data.tables import write_safely
 from modeling_mcm.evaluation.comparison import text_table
 from modeling_mcm.option import REQUIRED, option
 
@@ -42,4 +43,5 @@ def main(options: UpliftOptions) -> None:
     print(text_table([[*policies], *policies.to_numpy().tolist()]))
     print(f"To be offered: {result.customers['offer'].sum()} of {len(result.customers)} customers.")
     if options.output:
-        result.customers.sort_values(["offer", "effect"], ascending=False).to_csv(options.output)
+        offered_first = result.customers.sort_values(["offer", "effect"], ascending=False)
+        write_safely(offered_first.reset_index(), options.output)

@@ -3,6 +3,7 @@
 """Reads small files that a user gives: a table of labels of customers, actions or candidates; and YAML, in which a
 key that stands twice is an error, an error names the file and the line, and words such as no and on are words."""
 
+import re
 from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
@@ -23,6 +24,7 @@ BOOLEANS = {"true": True, "True": True, "false": False, "False": False}
 INTEGERS = ("Int8", "Int16", "Int32", "Int64", "UInt8", "UInt16", "UInt32", "UInt64")  # of pandas, with missing ones
 NULLABLE = {pa.type_for_alias(name.lower()): pd.api.types.pandas_dtype(name) for name in INTEGERS}
 ROWS_AT_ONCE = 65_536
+FORMULA = r"(?=[=+\-@\t\r])"  # begins what a program of spreadsheets would compute
 
 
 def read_table_file(path: str | Path, as_text: Collection[str] | None = None) -> pd.DataFrame:
@@ -72,6 +74,13 @@ def to_frame(table: pa.Table) -> pd.DataFrame:
         [place for place, name in enumerate(table.column_names) if not name.startswith("__index_level_")]
     )
     return table.to_pandas(types_mapper=NULLABLE.get)
+
+
+def write_safely(table: pd.DataFrame, path: str | Path) -> None:
+    """Writes a table, without its index, as a CSV file in which no program of spreadsheets takes a text for a formula:
+    an apostrophe stands before it."""
+    safe = table.replace("^" + FORMULA, "'", regex=True)
+    safe.rename(columns=lambda name: re.sub("^" + FORMULA, "'", name)).to_csv(path, index=False)
 
 
 YAML_BOOL = "tag:yaml.org,2002:bool"

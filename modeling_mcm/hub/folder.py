@@ -14,6 +14,9 @@ customer is protected by the number of others with the same value (k-anonymity),
 prepared data set. The scorer's tables list which labels go together, so that even a pair of frequent values can
 reveal one customer: a pair is published if enough customers have both of its labels.
 
+Further columns of a table of labels are not in that data set, so nobody knows how many customers have their values:
+all texts are left out. So is what is known of days to come: it is a plan.
+
 Not promised: that so many customers had the two labels close to each other or in an order, or that the other weights,
 trained with the rare values too, tell nothing of a customer. That needs differential privacy.
 """
@@ -31,13 +34,13 @@ from safetensors.torch import save_file
 from scipy.sparse import csr_array
 from transformers.dynamic_module_utils import get_relative_import_files
 
-from modeling_mcm.checkpoint_mcm import damage, note_settings
+from modeling_mcm.calendar_mcm import Known, write_day
+from modeling_mcm.checkpoint_mcm import damage, note_metadata
 from modeling_mcm.configuration_mcm import DECIDING, FIRST_VALUE_ID, MCMConfig
 from modeling_mcm.data import PreparedData, check_vocabularies
 from modeling_mcm.data.dataset import END
 from modeling_mcm.evaluation.cases import read_history
-from modeling_mcm.events_mcm import IntArray
-from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
+from modeling_mcm.feature_extraction_mcm import MISSING_LABEL, MCMFeatureExtractor
 from modeling_mcm.files_mcm import read_json, write_json
 from modeling_mcm.training.checkpoints import find_head, open_checkpoint
 from modeling_mcm.training.forecaster.shop import SHARED_BY
@@ -72,6 +75,7 @@ PAIR = 2**32  # a pair of ids as one number: the first times this, plus the seco
 LABELS_AT_ONCE = 1024  # whose pairs are counted at a time
 # Of the weights those that tell of single labels: the tables of a task, by kind, and the values of its labels
 LABEL_PARTS = re.compile(r"(?:.+\.)?(?:scorer\.tables\.(?P<table>\d+)\.(?P<kind>\w+)|label_values_(?P<values>\d+))")
+COLUMN_WEIGHTS = "prediction_head.state.weight"
 UNLIMITED = 1e9  # visits, or an amount, that nobody reaches
 Tensors = dict[str, torch.Tensor]
 
@@ -92,29 +96,32 @@ class Exposure(NamedTuple):
     pairs: int = 0
 
 
-def rare_values(rows: Dataset, extractor: MCMFeatureExtractor, min_customers: int) -> dict[str, list[str]]:
-    """Selects the values of each categorical feature that fewer than `min_customers` customers have in the
-    log, without the token types that MCM adds itself. Features that share the values of a column are counted
-    together, because each of them tells that the customer has the value.
+def read_values(rows: Dataset, extractor: MCMFeatureExtractor, name: str) -> csr_array:
+    """Which customers have each value of a categorical feature in the log, as 0 and 1 of shape `(V, C)`. `rows` are
+    those of the data set that the checkpoint was trained on (`check_vocabularies`), to the end of the log."""
+    if name in (spec.name for spec in extractor.schema.profile):
+        customers = np.flatnonzero(np.asarray(rows["validation_end"]))
+        ids = np.asarray(rows[f"profile_{name}"], np.int64)[customers]
+    else:
+        events = read_history(rows, name, kind="feature")
+        customers, ids = events.customer, events.label
+    shape = FIRST_VALUE_ID + len(extractor.vocabularies[name]), len(rows)
+    has = csr_array((np.ones(len(ids), np.int64), (ids, customers)), shape)
+    has.data[:] = 1  # however often
+    return has
 
-    `rows` are those of the data set that the checkpoint was trained on (`check_vocabularies`), to the end of the log.
-    """
-    shared, rare = extractor.schema.shared_vocabularies, dict[str, list[str]]()
-    profile = {spec.name for spec in extractor.schema.profile}
-    pairs: dict[str, list[IntArray]] = {}
+
+def rare_values(rows: Dataset, extractor: MCMFeatureExtractor, min_customers: int) -> dict[str, list[str]]:
+    """Selects the values of each categorical feature that fewer than `min_customers` customers have, without the token
+    types that MCM adds itself. Features that share the values of a column are counted together, because each of them
+    tells that the customer has the value. `rows` are as in [`read_values`]."""
+    shared, has = extractor.schema.shared_vocabularies, dict[str, csr_array]()
+    for name in extractor.vocabularies:
+        has[shared[name]] = read_values(rows, extractor, name) + has.get(shared[name], 0)
+    rare = {}
     for name, values in extractor.vocabularies.items():
-        if name in profile:
-            customers = np.flatnonzero(np.asarray(rows["validation_end"]))
-            ids = np.asarray(rows[f"profile_{name}"], np.int64)[customers]
-        else:
-            events = read_history(rows, name, kind="feature")
-            customers, ids = events.customer, events.label
-        pairs.setdefault(shared[name], []).append(customers * (FIRST_VALUE_ID + len(values)) + ids)
-    for name, values in extractor.vocabularies.items():
-        size = FIRST_VALUE_ID + len(values)
-        counts = np.bincount(np.unique(np.concatenate(pairs[shared[name]])) % size, minlength=size)
-        few = np.setdiff1d(np.flatnonzero(counts < min_customers), extractor.own_ids(name))
-        rare[name] = [values[index - FIRST_VALUE_ID] for index in few]
+        few = np.flatnonzero((has[shared[name]] > 0).sum(1) < min_customers)
+        rare[name] = [values[index - FIRST_VALUE_ID] for index in np.setdiff1d(few, extractor.own_ids(name))]
     return rare
 
 
@@ -137,57 +144,76 @@ def hide_values(
 
 def shared_pairs(rows: Dataset, extractor: MCMFeatureExtractor, min_customers: int) -> Tensors:
     """Selects for each task the pairs of labels of which at least `min_customers` customers have both in the log; a
-    label and itself are a pair, too. `rows` are as in [`rare_values`]. A pair is one number, label
+    label and itself are a pair, too. `rows` are as in [`read_values`]. A pair is one number, label
     times `PAIR` plus label, and both directions are there."""
     shared = {}
     for task in extractor.tasks:
-        size = FIRST_VALUE_ID + len(extractor.vocabularies[task])
-        events, pairs = read_history(rows, task, kind="feature"), []
-        label, customer = np.unique([events.label, events.customer], axis=1)  # a label counts once a customer
-        has = csr_array((np.ones(len(label), np.int64), (label, customer)), (size, len(rows)))
-        for start in range(0, size, LABELS_AT_ONCE):
+        has, pairs = read_values(rows, extractor, task), []
+        for start in range(0, has.shape[0], LABELS_AT_ONCE):
             first, second = (has[start : start + LABELS_AT_ONCE] @ has.T >= min_customers).nonzero()
             pairs.append((first.astype(np.int64) + start) * PAIR + second)
         shared[task] = torch.from_numpy(np.concatenate(pairs))
     return shared
 
 
-def hide_pairs(weights: Tensors, tasks: Sequence[str], shared: Tensors) -> tuple[Tensors, int]:
-    """Removes pairs that are not in `shared`, which [`shared_pairs`] gives, from the scorer's tables without any
-    trace, and the counts, attributes and values of labels that too few customers have. Returns the weights that
-    changed, and the number of weights of pairs that are hidden."""
+def hide_weights(weights: Tensors, config: Mapping, shared: Tensors, min_customers: int) -> int:
+    """Removes from weights what too few customers share: pairs of labels that are not in `shared`, which
+    [`shared_pairs`] gives, without any trace, from the scorer's tables; the counts, attributes and values of labels;
+    the most that the forecaster expects; and from the calendar's counts the days of fewer visits, which are then not
+    read. Returns the number of weights of pairs that are hidden."""
     names: dict[int, dict[str, str]] = {}
-    for name in weights:
+    number = 0
+    for name, value in [*weights.items()]:
         if match := LABEL_PARTS.fullmatch(name):
             names.setdefault(int(match["table"] or match["values"]), {})[match["kind"] or "values"] = name
-    changed: Tensors = {}
-    number = 0
+        elif name.endswith("forecaster.most") and min_customers > SHARED_BY:
+            weights[name] = torch.full_like(value, UNLIMITED)
+        elif name.endswith("calendar.counts"):
+            weights[name] = value.masked_fill((value[:, :1] > 0) & (value[:, :1] < min_customers), 0)
     for index, parts in names.items():
+        pairs = shared[config["tasks"][index]]
         by_label = [parts[kind] for kind in ("attributes", "values") if kind in parts]  # (V, any)
-        pairs, labels = shared[tasks[index]], torch.arange(len(weights[by_label[0]]))
+        labels = torch.arange(len(weights[by_label[0]]))
         few = ~torch.isin(labels * PAIR + labels, pairs)  # (V,)
-        changed |= {name: weights[name].masked_fill(few[:, None], 0) for name in by_label}
+        weights |= {name: weights[name].masked_fill(few[:, None], 0) for name in by_label}
         if "neighbours" not in parts:
             continue
         gone = ~torch.isin(labels[:, None] * PAIR + weights[parts["neighbours"]], pairs)  # (4, V, K)
+        number += int((gone & (weights[parts["weights"]] != 0)).sum())
         order = gone.int().argsort(stable=True)  # a gap would tell of a pair
         for name in (parts["neighbours"], parts["weights"]):
-            changed[name] = weights[name].masked_fill(gone, 0).gather(2, order)
-        number += int((gone & (weights[parts["weights"]] != 0)).sum())
-        changed[parts["counts"]] = weights[parts["counts"]].masked_fill(few, 0)
+            weights[name] = weights[name].masked_fill(gone, 0).gather(2, order)
+        weights[parts["counts"]] = weights[parts["counts"]].masked_fill(few, 0)
         first = weights[parts["first"]]  # (V,), logarithms: hidden labels are as rare as the rarest one shown
         shown = first[~few]
-        changed[parts["first"]] = first.masked_fill(few, shown.min() if len(shown) else 0)
-        rarity = measure_rarity(changed[parts["attributes"]].numpy())  # which told of hidden labels, too
-        changed[parts["rarity"]] = torch.from_numpy(rarity).to(weights[parts["rarity"]].dtype)
-    return changed, number
+        weights[parts["first"]] = first.masked_fill(few, shown.min() if len(shown) else 0)
+        rarity = measure_rarity(weights[parts["attributes"]].numpy())  # which told of hidden labels, too
+        weights[parts["rarity"]] = torch.from_numpy(rarity).to(weights[parts["rarity"]].dtype)
+    return number
 
 
-def hide_days(counts: torch.Tensor, min_customers: int) -> torch.Tensor:
-    """The calendar's counts `(days, 2)` without days of fewer visits than so many customers, which are then not
-    read."""
-    few = (counts[:, :1] > 0) & (counts[:, :1] < min_customers)
-    return counts.masked_fill(few, 0)
+def hide_columns(weights: Tensors, config: Mapping) -> int:
+    """Removes texts from `MCMConfig.label_columns`, with their weights: a customer with one is then read as one with
+    none of them. Returns their number."""
+    columns, left = config.get("label_columns", {}), list[bool]()
+    for name, means in columns.items():
+        columns[name] = {value: mean for value, mean in means.items() if value in ("", MISSING_LABEL)}
+        left += [value in columns[name] for value in means]
+    if not all(left):
+        weight, start = weights[COLUMN_WEIGHTS], config["state_size"]  # (C, S + K + E)
+        parts = weight[:, :start], weight[:, start:][:, : len(left)][:, left], weight[:, start + len(left) :]
+        weights[COLUMN_WEIGHTS] = torch.cat(parts, 1)
+    return left.count(False)
+
+
+def past_days(known: Known, calendar: Sequence[int]) -> dict[str, list]:
+    """What is known of the days that a calendar counts, from its first day and their number."""
+    end = write_day(sum(calendar) - 1) if calendar else ""
+    past = {
+        name: [[first, min(last, end), value] for first, last, value in rows if str(first) <= end]
+        for name, rows in known.items()
+    }
+    return {name: rows for name, rows in past.items() if rows}
 
 
 def code_files() -> list[Path]:
@@ -263,23 +289,22 @@ def write_upload_folder(
         check_vocabularies(data, extractor)
         rows, least, pairs = PreparedData(data, END).rows, min_customers or RARE_BELOW, 0
         rare = rare_values(rows, extractor, least)
+        counts = {name: len(values) for name, values in rare.items()}
         if min_customers is not None:
-            changed, pairs = hide_pairs(weights, config["tasks"], shared_pairs(rows, extractor, least))
-            weights |= {name: table.contiguous() for name, table in changed.items()}
-            if least > SHARED_BY:  # too few customers share the most that the forecaster expects
-                limits = [name for name in weights if name.endswith("forecaster.most")]
-                weights |= {name: torch.full_like(weights[name], UNLIMITED) for name in limits}
-            days = [name for name in weights if name.endswith("calendar.counts")]
-            weights |= {name: hide_days(weights[name], least) for name in days}
+            shared = shared_pairs(rows, extractor, least)
+            pairs = hide_weights(weights, config, shared, least)
+            counts["label_columns"] = hide_columns(weights, config)
+            config["known"] = past_days(config.get("known", {}), config.get("calendar", ()))
             extractor.vocabularies = hide_values(extractor.vocabularies, rare)
             if config.get("values_digest") is not None:
                 config["values_digest"] = extractor.values_digest  # placeholders are other values
-        counts = {name: len(values) for name, values in rare.items()}
         exposure = Exposure(least, counts, min_customers is not None, pairs)
     # Keys are sorted as transformers does, but not those of vocabularies.
     write_json(target / CONFIG_NAME, config, sort_keys=True)
-    save_file(weights, target / WEIGHTS_NAME, metadata={"format": "pt"})
-    note_settings(target, DECIDING)
+    save_file(
+        {name: value.contiguous() for name, value in weights.items()}, target / WEIGHTS_NAME, metadata={"format": "pt"}
+    )
+    note_metadata(target, DECIDING)
     extractor.save_pretrained(target)
     for path in code_files():
         shutil.copyfile(path, target / path.name)

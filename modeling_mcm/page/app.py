@@ -9,7 +9,6 @@ The page loads nothing from other machines. `?customer=17` in its address opens 
 # Gradio reads the annotations of functions below while they are defined: they must not become texts.
 import atexit
 import functools
-import hashlib
 import os
 import random
 import shutil
@@ -21,6 +20,7 @@ from typing import Any
 
 import pandas as pd
 
+from modeling_mcm.data.tables import write_safely
 from modeling_mcm.extras import needs
 
 from .histories import Histories
@@ -29,9 +29,9 @@ from .views import (
     EVERYONE,
     GROUPS,
     TOTALS,
+    Answer,
     Filters,
     PageContent,
-    make_safe,
     read_number,
     write_table,
 )
@@ -65,6 +65,7 @@ ADDRESS = """(who) => { if (who) { const url = new URL(location); url.searchPara
 history.replaceState(null, '', url); scrollTo({top: 0}); } }"""
 SUGGEST = """() => { for (const id of ['words', 'label'])
 document.querySelector(`#${id} input`).setAttribute('list', `${id}-labels`); }"""
+DOWNLOAD = "() => document.querySelector('#file').click()"
 SCROLL = "() => document.querySelector('#why').scrollIntoView({behavior: 'smooth', block: 'start'})"
 
 
@@ -122,7 +123,7 @@ class PageComponents(PageContent):
 
     def _draw_list(self) -> gr.HTML:
         first, scored = self.answer(Filters()), len(self.customers)
-        number, table, file = self._describe(first.table, scored)
+        number, table = self._describe(first.table, scored)
         question = gr.Radio(self.questions, value=EVERYONE, show_label=False, elem_id="monday", container=False)
         with gr.Row():
             name = self.main.replace("_", " ")
@@ -137,12 +138,13 @@ class PageComponents(PageContent):
             falls = gr.Checkbox(first.falls, label="Largest first", elem_id="falls", min_width=80)
         with gr.Row():
             count = gr.Markdown(number, elem_id="number")
-            export = gr.DownloadButton("Export as CSV", file, elem_id="export", size="sm", scale=0)
+            export = gr.Button("Export as CSV", elem_id="export", size="sm", scale=0)
+            file = gr.DownloadButton(visible="hidden", elem_id="file")
         listed = gr.HTML(table, elem_id="list", js_on_load=CLICKS)
         # Of each browser: for what question and words the list is, and how many customers were scored then
         shown = gr.State((EVERYONE, "", scored))
         self.filters, self.timer = [question, words, column, least, most, falls, budget, shown], gr.Timer(2)
-        self.parts = [count, listed, export]
+        self.parts = [count, listed]
 
         typed = [event for field in (words, least, most, budget) for event in (field.submit, field.blur)]
         chosen = [question.input, column.input, falls.input]
@@ -156,6 +158,8 @@ class PageComponents(PageContent):
             show_progress_on=listed,
         )
         _on([self.timer.tick], self.fill, self.filters, [*outputs, self.timer], show_progress="hidden")
+        written = _on([export.click], self.write_file, self.filters, file)
+        written.then(None, js=DOWNLOAD, api_visibility="private")
         return listed
 
     def show_list(
@@ -175,14 +179,25 @@ class PageComponents(PageContent):
         if question != shown[0]:
             fields[3] = fields[4] = least = most = ""
         column = column if (question, words) == shown[:2] else ""
-        number = read_number(budget, "How many")
-        limits = read_number(least, "At least"), read_number(most, "At most")
         scored = len(self.histories.scored)
-        asked = Filters(question, words, column, *limits, falls, None if number is None else max(0, int(number)))
-        found = self.answer(asked)
+        found = self._filter(question, words, column, least, most, falls, budget)
         fields[2] = gr.Dropdown([*found.table.columns], value=found.column)
         fields[5], fields[7] = found.falls, (question, words, scored)
         return [*fields, *self._describe(found.table, scored)]
+
+    def _filter(
+        self, question: str, words: str, column: str, least: str, most: str, falls: bool, budget: str
+    ) -> Answer:
+        number = read_number(budget, "How many")
+        limits = read_number(least, "At least"), read_number(most, "At most")
+        asked = Filters(question, words, column, *limits, falls, None if number is None else max(0, int(number)))
+        return self.answer(asked)
+
+    def write_file(self, *filters: Any) -> Path:
+        """Writes all rows that the filters let through, in a folder of their own: another browser has other rows."""
+        file = Path(tempfile.mkdtemp(dir=self.folder), "customers.csv")
+        write_safely(self._filter(*filters[:-1]).table, file)
+        return file
 
     def fill(self, *filters: Any) -> list:
         """Shows the customers who were scored since, or why no more will be."""
@@ -191,7 +206,7 @@ class PageComponents(PageContent):
         return [*parts, gr.Timer(active=len(self.histories.scored) < len(self.known) and not failed)]
 
     def _describe(self, table: pd.DataFrame, scored: int) -> list:
-        """How many rows there are, the table of the first, and the file of all."""
+        """How many rows there are, and the table of the first."""
         kind, first, customers = table.columns[0], table.head(LISTED), len(self.known)
         number = f"{len(table):,} {kind}{'s' * (len(table) != 1)}"
         if len(table) > LISTED:
@@ -200,11 +215,7 @@ class PageComponents(PageContent):
             number += f" (the scoring stopped after {scored:,} of {customers:,}: {escape(failure)})"
         elif scored < customers:
             number += f" ({scored:,} of {customers:,} are scored so far)"
-        content = make_safe(table).to_csv(index=False).encode()
-        file = self.folder / hashlib.sha256(content).hexdigest() / "customers.csv"  # another browser's has other rows
-        file.parent.mkdir(exist_ok=True)
-        file.write_bytes(content)
-        return [number, write_table(first, first.itertuples(index=False), opens=True), file]
+        return [number, write_table(first, first.itertuples(index=False), opens=True)]
 
     # --------------------------------------------------------------------------------------------------- one customer
 

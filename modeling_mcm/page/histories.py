@@ -30,7 +30,7 @@ from modeling_mcm.data.dataset import (
     write_table,
 )
 from modeling_mcm.data.schema import LEAVE_ONE_OUT, NO_CUTOFFS
-from modeling_mcm.data.tables import read_table_file
+from modeling_mcm.data.tables import FORMULA, read_table_file
 from modeling_mcm.events_mcm import (
     SECONDS_PER_DAY,
     BoolArray,
@@ -208,6 +208,7 @@ class Histories:
 
     def _read_effects(self, path: str) -> pd.DataFrame:
         table = read_table_file(path, ["customer"])
+        table["customer"] = table["customer"].str.replace("^'" + FORMULA, "", regex=True)
         check_columns(table, ("customer", *EFFECT, "offer"), f"{path} has", "Give what `mcm uplift --output` wrote.")
         if not table["customer"].isin(self.ids).any():
             raise ValueError(f"{path} has none of the page's customers: ask `mcm uplift` about the same log.")
@@ -365,8 +366,12 @@ class Histories:
         """The column of a task, and the rows of the log in which it has a label of a target."""
         extractor = self.extractor
         spec = extractor.schema.specs[task]
-        column, values = str(spec.column), map(value_reader(spec), self.log[spec.column])
-        fits = np.array([label in value if isinstance(value, frozenset) else label == value for value in values], bool)
+        column, read = str(spec.column), value_reader(spec)
+        codes, values = np.arange(len(self.log)), self.log[spec.column]
+        with contextlib.suppress(TypeError):  # lists
+            codes, values = pd.factorize(values)
+        texts = map(read, [*values, None])  # the code of a missing value is -1
+        fits = np.array([label in text if isinstance(text, frozenset) else label == text for text in texts])[codes]
         if extractor.target_token_types and extractor.token_type:
             fits &= self.log[extractor.token_type].map(to_text).isin(extractor.target_token_types).to_numpy()
         return column, np.flatnonzero(fits)

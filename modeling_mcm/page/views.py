@@ -8,7 +8,6 @@ An answer is a table, whose rows are customers, groups or totals. All are narrow
 
 import contextlib
 import functools
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from typing import NamedTuple
@@ -34,7 +33,6 @@ LEAST_MOVE = 0.0005  # smallest change of a probability that is shown
 COLOURS = {"speaks for it": "#0f7f87", "speaks against it": "#c8450f", "other visit": "#6b7783", "hidden": "#94700d"}
 THIRDS = ["lowest third", "middle third", "highest third"]
 BUYING = ("purchase", "buy", "order", "sale", "transaction")  # in token types that are purchases
-FORMULA = r"^(?=[=+\-@\t\r])"  # begins what a program of spreadsheets would compute
 EVERYONE, COMES, LEAVES, CHANGES, MISSES, SENDS, GROUPS, TOTALS = QUESTIONS = (
     "Everyone",
     "Who will come this week?",
@@ -79,11 +77,6 @@ class Answer(NamedTuple):
 def percent(share: float) -> str:
     """Writes a probability as a percentage with at most three digits."""
     return f"{share:.1%}" if share < 0.1 else f"{share:.0%}"
-
-
-def make_safe(table: pd.DataFrame) -> pd.DataFrame:
-    """The table for a CSV file in which no program of spreadsheets takes a text for a formula."""
-    return table.replace(FORMULA, "'", regex=True).rename(columns=lambda name: re.sub(FORMULA, "'", name))
 
 
 def write_table(headers: Iterable[str], rows: Iterable[Sequence], opens: bool = False) -> str:

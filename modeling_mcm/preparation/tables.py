@@ -214,9 +214,9 @@ def keep_latest(events: Table, most: int) -> tuple[Table, dict[str, int]]:
     worst = long.group_by("customer_id").agg(number=_.number.max()).order_by(ibis.desc("number"), "customer_id")
     named = [f"{row['customer_id']!r} ({row['number']:,})" for row in worst.limit(NAMED).to_pyarrow().to_pylist()]
     logger.warning(
-        f"Customers with more than {most:,} events in a period, {counts['customers_with_excess']:,} in all, lost their "
-        f"earliest there, {counts['dropped_excess']:,} in all: {', '.join(named)}. Leave them out of the log if they "
-        "are bots, or raise `max_events_per_customer` in the schema."
+        f"{counts['customers_with_excess']:,} customers have more than {most:,} events in a period and lost the "
+        f"earliest of them, {counts['dropped_excess']:,} in all: {', '.join(named)}. Leave them out of the log if "
+        "they are bots, or raise `max_events_per_customer` in the schema."
     )
     cut = events.semi_join(long, keys)
     # All columns decide, so that the same events are left out whatever the order of the input.

@@ -50,7 +50,7 @@ from modeling_mcm.predictor_mcm import (
     Questions,
     Rows,
 )
-from modeling_mcm.training.checkpoints import find_head, open_checkpoint, tensors_digest
+from modeling_mcm.training.checkpoints import checkpoint_digest, find_head, open_checkpoint
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -351,7 +351,7 @@ def score_on_spark(session: "SparkSession", job: ScoringJob, digest: str, parts:
 def _scorer(job: ScoringJob, digest: str) -> BatchScorer:
     """The scorer of a worker, which stays in memory for the worker's other parts."""
     model, extractor = open_checkpoint(find_head(job.model), job.model)
-    if tensors_digest(model.state_dict()) != digest:
+    if checkpoint_digest(model, extractor) != digest:
         raise ValueError(f"A worker finds another model at {job.model}: give a folder that all machines share.")
     return BatchScorer(model, extractor, job)
 

@@ -8,19 +8,18 @@ model with random weights looks like that of a bad model, so commands allow it o
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from huggingface_hub import HfApi, try_to_load_from_cache
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from modeling_mcm.action_mcm import MCMForActionRecommendation
-from modeling_mcm.checkpoint_mcm import CheckpointError, check_loaded, save_together
+from modeling_mcm.checkpoint_mcm import CheckpointError, check_loaded, save_together, tensors_digest
 from modeling_mcm.configuration_mcm import MCMConfig
 from modeling_mcm.customer_mcm import MCMForCustomerPrediction
 from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
@@ -125,15 +124,6 @@ def read_checkpoint(model_class: type[PreTrainedModel], folder: str, new: tuple[
     model, loading = loaded
     check_loaded(model, folder, loading, new)
     return model
-
-
-def tensors_digest(tensors: Mapping[str, torch.Tensor]) -> str:
-    """SHA-256 digest of named tensors, in the order of their names: names, types, shapes and bytes."""
-    digest = hashlib.sha256()
-    for name, value in sorted(tensors.items()):
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def checkpoint_digest(model: PreTrainedModel, feature_extractor: MCMFeatureExtractor) -> str:

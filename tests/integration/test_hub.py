@@ -74,7 +74,7 @@ def push(hub, checkpoint, command, monkeypatch):
 def test_what_is_sent_tells_nothing_of_the_house(push, hub, tmp_path):
     assert f"https://hub.test/{REPO} (new repository" in push()
     with safe_open(hub.folder / REPO / "model.safetensors", "pt") as weights:  # which bears nothing behind them
-        assert weights.metadata().keys() == {"format", "settings"}
+        assert weights.metadata().keys() == {"format", "settings", "sha256"}
     texts = {path.name: path.read_bytes() for path in (hub.folder / REPO).iterdir()}
     del texts["model.safetensors"]
     texts = {name: content.decode() for name, content in texts.items()}  # no pickle, which is no text

@@ -24,8 +24,9 @@ from folders import flipped_bits
 
 from modeling_mcm import CustomerModel, LiveCustomer, MCMFeatureExtractor
 from modeling_mcm.commands.app import AppOptions, show
+from modeling_mcm.data.tables import write_safely
 from modeling_mcm.page import app, views
-from modeling_mcm.page.histories import Histories
+from modeling_mcm.page.histories import EFFECT, Histories
 from modeling_mcm.page.views import Filters, PageContent, percent
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -531,11 +532,30 @@ def test_wide_tables_scroll_by_themselves_and_their_texts_are_no_code(histories)
     assert "dataframe" not in kinds  # whose tables made a page of 390 pixels wider
 
 
-def test_cells_of_an_export_are_no_formulas():
+def test_cells_of_an_export_are_no_formulas(histories, page, tmp_path):
     table = pd.DataFrame({"customer": ["=1+1", "+a", "-5", "@x", "7"], "=days": [-1.5, 2, 3, 4, 5]})
-    safe = views.make_safe(table)
+    write_safely(table, tmp_path / "table.csv")
+    safe = pd.read_csv(tmp_path / "table.csv", dtype={"customer": str})
     assert safe["customer"].tolist() == ["'=1+1", "'+a", "'-5", "'@x", "7"]
     assert safe["'=days"].tolist() == table["=days"].tolist()
+
+
+def test_what_uplift_wrote_of_a_customer_whose_id_looks_like_a_formula_is_found(tmp_path):
+    table = pd.DataFrame({"customer": ["=1+1", "'b"], **dict.fromkeys((*EFFECT, "offer"), 1)}).astype({"offer": bool})
+    write_safely(table, tmp_path / "coupon.csv")
+    found = Histories._read_effects(SimpleNamespace(ids=table["customer"]), tmp_path / "coupon.csv")
+    assert found.index.tolist() == ["=1+1", "'b"]
+
+
+def test_a_file_is_written_when_it_is_asked_for_and_by_nobody_else(page, monkeypatch):
+    monkeypatch.setattr(pd.DataFrame, "to_csv", lambda *_, **__: pytest.fail("written"))
+    with app.gr.Blocks():
+        components = app.PageComponents(page.histories)
+        shown = components.show_list(views.EVERYONE, "item 05", "", "", "", True, "", (views.EVERYONE, "", 0))[7]
+    monkeypatch.undo()
+    path = components.write_file(views.EVERYONE, "item 05", "", "", "", True, "", shown)
+    assert pd.read_csv(path)["customer"].tolist() == page.answer(Filters(words="item 05")).table["customer"].tolist()
+    assert not any(folder.stat().st_mode & 0o077 for folder in (path.parent, components.folder))
 
 
 @pytest.fixture
@@ -576,7 +596,7 @@ def test_why_the_scoring_stopped_is_said_and_logged(score_slowly, monkeypatch, c
     stopped.wait()
     assert "no <room> left" in caplog.text and "Traceback" in caplog.text
     fill = next(each.fn for each in blocks.fns.values() if "fill" in str(each.fn))
-    *_, number, _, _, timer = fill(views.EVERYONE, "", "", "", "", False, "", (views.EVERYONE, "", 8))
+    *_, number, _, timer = fill(views.EVERYONE, "", "", "", "", False, "", (views.EVERYONE, "", 8))
     assert number.endswith(
         "(the scoring stopped after 8 of 34: ValueError: could not convert string to "
         "float: &#x27;no &lt;room&gt; left&#x27;)"
@@ -606,7 +626,7 @@ def test_own_tokens_and_unknown_values_appear_nowhere(histories, page, live):
     assert not any(own in str(shown) for own in ("history_start", "end_of_visit", "[unknown]", "[missing]"))
 
 
-def test_the_command_shows_the_page_of_a_csv_log_whose_export_is_private_and_gone_at_the_end(
+def test_the_command_shows_the_page_of_a_csv_log_whose_exports_are_private_and_gone_at_the_end(
     save, prepared, event_log, tmp_path
 ):
     event_log.to_csv(tmp_path / "log.csv", index=False)
@@ -617,10 +637,10 @@ def test_the_command_shows_the_page_of_a_csv_log_whose_export_is_private_and_gon
     environment = {**os.environ, "TMPDIR": str(temporary)}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         assert "The page is at http://127.0.0.1:" in process.stdout.readline()
-        exported = [path.relative_to(temporary) for path in temporary.rglob("customers.csv")]
-        assert exported and not any((temporary / path.parts[0]).stat().st_mode & 0o077 for path in exported)
+        (folder,) = temporary.glob("mcm-page-*")
+        assert not folder.stat().st_mode & 0o077
         process.terminate()
-    assert list(temporary.rglob("*.csv")) == []
+    assert not folder.exists()
 
 
 def test_all_customers_are_scored_on_all_cores(save, files, monkeypatch):

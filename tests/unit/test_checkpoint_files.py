@@ -10,7 +10,7 @@ import pytest
 import torch
 from choices import perturb
 from fake_hub import put_into_cache
-from folders import content, edit_json, read_json, update_json
+from folders import content, edit_json, flipped_bits, read_json, update_json
 from handmade_extractor import CUSTOMER, SETTINGS, make
 from safetensors.torch import load_file, save_file
 from transformers import AutoFeatureExtractor, AutoModelForPreTraining, pipeline
@@ -178,6 +178,33 @@ def test_weights_that_another_tool_wrote_are_read(tied):
     save_file(load_file(tied / "model.safetensors"), tied / "model.safetensors", {"format": "pt", "by": "another"})
     update_json(tied / "config.json", kind_feature="items")
     assert MCMModel.from_pretrained(tied).config.kind_feature == "items"
+
+
+@pytest.mark.parametrize("size", ["30KB", "1GB"])
+def test_no_flipped_bit_of_the_weights_changes_an_answer(tied, size):
+    model = MCMForMultiTaskRecommendation.from_pretrained(tied)
+    (tied / "model.safetensors").unlink()
+    model.save_pretrained(tied, max_shard_size=size)
+    refused, states = 0, model.state_dict()
+    for path in tied.glob("*.safetensors"):
+        for _ in flipped_bits(path, 20):
+            try:
+                found = MCMForMultiTaskRecommendation.from_pretrained(tied).state_dict()
+            except (ValueError, OSError):
+                refused += 1
+                continue
+            assert found.keys() == states.keys() and all(torch.equal(found[name], states[name]) for name in states)
+    assert refused
+
+
+def test_a_flipped_bit_of_a_downloaded_weight_is_named(tied, tmp_path):
+    folder = put_into_cache(tied, tmp_path / "cache", "org/name", "")
+    content = bytearray((folder / "model.safetensors").read_bytes())
+    content[-7] ^= 1
+    (folder / "model.safetensors").write_bytes(content)
+    for source, options in ((folder, {}), ("org/name", {"cache_dir": tmp_path / "cache"})):
+        with pytest.raises(CheckpointError, match="model.safetensors was damaged or changed after it was saved: copy"):
+            MCMModel.from_pretrained(source, **options)
 
 
 @pytest.mark.parametrize("size", ["5KB", "1GB"])

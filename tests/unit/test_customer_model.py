@@ -31,6 +31,7 @@ from modeling_mcm import CustomerModel, MCMForMultiTaskRecommendation
 from modeling_mcm.customer_features import CustomerFeatures, MCMClassifier, MCMRegressor
 from modeling_mcm.data import NO_CUTOFFS, EventSchema
 from modeling_mcm.data.guessing import FrameReader
+from modeling_mcm.frames import select_rows
 from modeling_mcm.page.histories import Histories
 from modeling_mcm.scorer_mcm import NEXT_VISIT, WITHIN
 from modeling_mcm.training.scorer.shipped import SHIPPED, SHIPPED_SCORER
@@ -513,6 +514,43 @@ def test_two_conditions_and_what_changed(fitted, log):
     pd.testing.assert_series_equal(told, old.reindex(told.index), check_names=False, rtol=1e-4)
     assert len(told) == len(old)
     assert model.table(since_days=10**6, days=[30])["visits_30d_change"].isna().all()  # nobody was there
+
+
+@pytest.fixture
+def numbers():
+    """A table of numbers by customer."""
+    values = np.random.default_rng(0).normal(size=(40, 3))
+    return pd.DataFrame(
+        values, pd.Index([f"c{number}" for number in range(40)], name="customer"), ["a_30d", "b 1", "c"]
+    )
+
+
+CONDITIONS = ["a_30d > 0", "  a_30d < c and not `b 1` < .3", "0 < a_30d * 2 - c < 1 or c < -1", "a_30d == c"]
+CONDITIONS += [
+    "customer in ['c1', 'c2']",
+    "customer == 'c1.to_csv(1)'",
+    "-c > `b 1` & a_30d > 0",
+    "`b 1` not in [1, 2]",
+]
+
+
+@pytest.mark.parametrize("where", CONDITIONS)
+def test_conditions_are_those_of_pandas(numbers, where):
+    pd.testing.assert_frame_equal(select_rows(numbers, where), numbers.query(where.strip()))
+
+
+WRITING = ["a_30d.to_csv('FILE') == 1", "`b 1`.to_csv('FILE') == 1", "a_30d > 0 and c.to_csv('FILE')", "c.abs > 0"]
+WRITING += ["c == '`' or a_30d.to_csv('FILE') or c == '`'", "@numbers.to_csv('FILE')", "[c.to_csv('FILE')] == 1", "@c"]
+WRITING += ["a_30d\nc.to_csv('FILE')", "(lambda: c.to_csv('FILE'))()", "c = 1", "f'{c.to_csv(1)}' == 1", "c[0] > 1"]
+
+
+@pytest.mark.parametrize("where", WRITING)
+def test_conditions_that_could_do_anything_else_are_refused(numbers, where, tmp_path):
+    before = numbers.copy()
+    with pytest.raises(ValueError, match="which can't be read"):
+        select_rows(numbers, where.replace("FILE", str(tmp_path / "file")))
+    assert not [*tmp_path.iterdir()]
+    pd.testing.assert_frame_equal(numbers, before)
 
 
 def test_past_counts_and_wrong_conditions_are_told(bank, fitted):

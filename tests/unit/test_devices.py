@@ -10,9 +10,10 @@ from corner_shop import find_customer
 from fitted import fill_forecaster, fill_scorer
 from other_device import other_device
 
-from modeling_mcm import MCMForActionRecommendation, MCMForCustomerPrediction
+from modeling_mcm import CustomerModel, MCMForActionRecommendation, MCMForCustomerPrediction
 from modeling_mcm.action_inputs_mcm import EncodedActions
 from modeling_mcm.candidates_mcm import CandidateSet
+from modeling_mcm.live.similar import similar, together
 from modeling_mcm.predictor_mcm import Predictor, Questions
 
 TASK = "items"
@@ -77,6 +78,36 @@ def test_readouts_and_losses(tiny_model, inputs):
 
     found, expected = on_both(model, answer)
     torch.testing.assert_close(found, expected)
+
+
+def test_an_export_of_the_scorer_mixes_no_devices(tiny_model, extractor, rows, monkeypatch):
+    model = fill_forecaster(fill_scorer(tiny_model(**CHOICES), True))
+
+    def answer(model):
+        asked = Questions(tasks=[TASK], horizon_days=30)
+        before = Predictor(model, extractor).ask(rows, asked)  # what an export reads is of an earlier call
+        with monkeypatch.context() as patch:
+            patch.setattr("modeling_mcm.scorer_mcm.is_exporting", lambda: True)
+            torch.testing.assert_close(Predictor(model, extractor).ask(rows, asked), before)
+        return before
+
+    torch.testing.assert_close(*on_both(model, answer))
+
+
+def test_labels_that_are_alike_and_the_reasons_of_a_prediction(tiny_config, tiny_model, extractor, event_log):
+    ranker = fill_scorer(tiny_model(**CHOICES))
+    label = perturb(MCMForCustomerPrediction(tiny_config(**CHOICES | {"num_labels": 3})).eval())
+
+    def find_alike(model):
+        asked = ["item 03", "item 04"]
+        return similar(model, extractor, TASK, "item 03"), together(model, extractor, TASK, asked)
+
+    for model, ask in (
+        (ranker, find_alike),
+        (label, lambda model: CustomerModel(model, extractor, event_log).reasons("c03")),
+    ):
+        found, expected = on_both(model, ask)
+        assert all(map(len, found)) and str(found) == str(expected)
 
 
 def test_heads(tiny_config, extractor, rows):

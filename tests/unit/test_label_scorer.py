@@ -167,6 +167,31 @@ def test_an_example_knows_how_popular_labels_were_until_then(data, model):
     assert popularity(False, False) != popularity(True, False)  # a validation example does know
 
 
+@pytest.mark.parametrize("cutoffs", ["by time", "leave_one_out"])
+def test_the_targets_of_an_example_are_in_no_table_that_it_reads(event_log, prepare_log, cutoffs):
+    """Whatever its customer does from the cutoff on: all that is known of its candidates stays."""
+    data = PreparedData(prepare_log(event_log, **({} if cutoffs == "by time" else {"cutoffs": cutoffs})))
+    config, examples = make_model(data, "type").config, draw_training(data, seed=0)
+    log = count_log(data, config)
+
+    def describe(example, change):
+        counts = []
+        for task, size in config.label_sizes.items():
+            events = read_history(data.rows, task, kind="feature")
+            if change:
+                after = data.rows["times"][int(example.row[0])][int(example.end[0])]
+                own = (events.customer == example.row) & (events.time >= after)
+                assert own.any() or task != "type"
+                events.label[own] = 2 + (events.label[own] + 1) % (size - 2)
+            counts.append(LabelCounts(events, size, log.folds))
+        found = compute_features(log._replace(counts=counts), example, torch.Generator(), CPU)
+        return [(table.label, table.features) for table in found]
+
+    for place in np.linspace(0, len(examples.row) - 1, 4).astype(int):
+        example = examples.take(np.array([place]))
+        torch.testing.assert_close(describe(example, True), describe(example, False), rtol=0, atol=0)
+
+
 def test_leaving_one_out_counts_the_whole_period_as_in_use(event_log, prepare_log):
     data = PreparedData(prepare_log(event_log, cutoffs="leave_one_out"))
     log, examples = count_log(data, make_model(data, "type").config), draw_training(data, seed=0)

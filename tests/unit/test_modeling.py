@@ -249,8 +249,8 @@ def test_the_encoder_reads_the_latest_events_alone(tiny_model, inputs, choices):
 @torch.no_grad()
 def test_all_but_the_encoder_reads_all_events(tiny_model, inputs):
     """`max_events` changes nothing of state, forecasts and counts, and the first events change all of them."""
-    answers, history = [], rows(inputs, 2)
-    for most, history in ((300, history), (2, history), (2, events(history, [0, *range(4, 39)]))):
+    answers, whole = [], rows(inputs, 2)
+    for most, history in ((300, whole), (2, whole), (2, events(whole, [0, *range(4, 39)]))):
         model = tiny_model(**COUNTED | {"forecast_window": 300}, max_events=most)
         fill_forecaster(fill_scorer(model, reads_readout=False))
         torch.nn.init.constant_(model.model.state.directions, 0.1)

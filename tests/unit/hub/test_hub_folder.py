@@ -39,7 +39,7 @@ def test_only_named_files_and_keys_are_copied_and_the_checkpoint_stays_as_it_was
     first, second = (read_json(place / "preprocessor_config.json") for place in (checkpoint, tmp_path / "out"))
     assert first["features"] == second["features"] and "ann" not in str(texts)
     with safe_open(tmp_path / "out" / "model.safetensors", "pt") as file:
-        assert file.metadata().keys() == {"format", "settings"}
+        assert file.metadata().keys() == {"format", "settings", "sha256"}
 
 
 def test_code_that_an_entry_point_reaches_is_published_and_no_other(checkpoint, tmp_path, monkeypatch):

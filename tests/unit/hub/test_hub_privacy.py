@@ -3,20 +3,22 @@
 """Values, and pairs of labels, that too few customers have are counted, and are in no published file if that is
 wanted; the others stay as they are."""
 
+import json
 from itertools import product
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from choices import PAPER, STATE, TINY, from_data
-from corner_shop import VALIDATION, find_customer
+from corner_shop import VALIDATION, find_customer, make_log
 from safetensors.torch import load_file
 
-from modeling_mcm import MCMConfig, MCMFeatureExtractor, MCMForMultiTaskRecommendation
+from modeling_mcm import CustomerModel, MCMConfig, MCMFeatureExtractor, MCMForMultiTaskRecommendation
 from modeling_mcm.data import PreparedData
 from modeling_mcm.data.dataset import END
 from modeling_mcm.evaluation.cases import read_history
-from modeling_mcm.hub import write_upload_folder
+from modeling_mcm.hub import model_card, write_upload_folder
 from modeling_mcm.hub.folder import hide_values, rare_values
 from modeling_mcm.training.forecaster.shop import SHARED_BY
 from modeling_mcm.training.scorer.counts import LabelCounts, measure_rarity
@@ -88,7 +90,7 @@ def test_rare_values_are_hidden_in_their_place_and_read_as_unknown(
     assert 0 < len(rare["items"]) < 24 and not {"history_start", "end_of_visit"} & set(rare["type"])
     exposure = write_upload_folder(checkpoint, tmp_path / "out", data, LEAST)
     assert (exposure.min_customers, exposure.hidden) == (LEAST, True)
-    assert exposure.rare == {name: len(values) for name, values in rare.items()}
+    assert exposure.rare == {name: len(values) for name, values in rare.items()} | {"label_columns": 0}
     text = (tmp_path / "out" / "vocabularies.json").read_text()
     assert not [value for value in rare["items"] if f'"{value}"' in text]
     hidden = type(extractor).from_pretrained(str(tmp_path / "out"))
@@ -154,6 +156,51 @@ def test_only_pairs_of_enough_customers_are_published(checkpoint, rows, data, ex
     assert torch.equal(after[days], before[days] * ~is_few[:, None])
     same -= {days}
     assert set(before) == set(after) and all(torch.equal(before[name], after[name]) for name in same)
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory):
+    """A folder with the data of a shop and a model of a label, the labels and what is known of days. Of the customers
+    nine are of Bree, and nine have the plan aurum; an offensive is planned, of a size."""
+    folder, log = tmp_path_factory.mktemp("shop"), make_log(customers=60)
+    number = log["who"].str[1:].astype(int)
+    log["city"] = np.where(number < 9, "Bree", "Rome")
+    days = pd.DataFrame({"from": ["2017-05-01", "2018-01-02"], "to": ["2017-05-20", "2018-12-31"]})
+    days = days.assign(name=["spring sale", "offensive"], value=[1.0, 37.75])
+    columns = {"customer": "who", "time": "when", "visit": "basket", "tasks": ["item"]}
+    columns["features"] = [{"name": name} for name in ("action", "item", "city")]
+    model = CustomerModel.fit(log, columns, learn=False, known=days, folder=folder / "shop", disable_tqdm=True)
+    who = [*model.customers]
+    labels = pd.DataFrame({"customer": who * 2, "as_of": pd.Timestamp("2017-10-01")})  # two of each customer
+    labels["as_of"] += pd.to_timedelta(np.arange(len(labels)) // len(who), unit="D")
+    labels["stays"] = np.arange(len(labels)) % 3 > 0
+    labels["plan"] = np.where(labels["customer"].str[1:].astype(int) % 7 == 0, "aurum", "basic")
+    model.finetune(labels, "stays", folder / "tuned", validation_share=0)
+    return folder, log, days
+
+
+def test_nothing_that_few_customers_have_and_no_plan_is_in_any_byte(tuned, tmp_path):
+    (folder, log, days), out = tuned, tmp_path / "out"
+    checkpoint = folder / "tuned"
+    config = json.loads((checkpoint / "config.json").read_text())
+    assert config["label_columns"]["plan"].keys() == {"[missing]", "aurum", "basic"} and "offensive" in config["known"]
+    share = str(config["label_columns"]["plan"]["aurum"]).encode()
+    secrets = [b"Bree", b"aurum", b"offensive", b"37.75", share]
+    exposure = write_upload_folder(checkpoint, out, folder / "shop" / "data", 20)
+    model_card(out, "org/x", checkpoint, exposure).save(out / "README.md")
+    for path in out.iterdir():
+        assert not [secret for secret in secrets if secret in path.read_bytes()], path
+    assert exposure.rare["city"] == 1 and exposure.rare["label_columns"] == 2
+    published = json.loads((out / "config.json").read_text())
+    assert [*published["known"]] == ["spring sale"] and [*published["label_columns"]["plan"]] == ["[missing]"]
+    before, after = (CustomerModel.load(place, log) for place in (checkpoint, out))
+    is_rare = log.groupby("item")["who"].transform("nunique") < 20
+    others = [*{*log["who"]}.difference(log.loc[is_rare | (log["city"] == "Bree"), "who"])]
+    assert len(others) > 10
+    pd.testing.assert_frame_equal(after.predict(others), before.predict(others))
+    days = days[1:].assign(name="spring sale", value=0)  # of a plan nothing was learned; days of few visits are hidden
+    found, expected = (model.forecast(others, days=[30], known=days) for model in (after, before))
+    pd.testing.assert_series_equal(found["visits_30d"], expected["visits_30d"], rtol=0.05)
 
 
 def test_the_script_says_how_many_pairs_it_hid(checkpoint, data, tmp_path, command):

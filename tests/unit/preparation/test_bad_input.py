@@ -98,7 +98,7 @@ def test_a_bot_is_cut_to_its_latest_events_of_each_period(tmp_path, caplog):
     assert sorted(times) == sorted(pd.concat(kept))
     assert manifest.counts["customers_with_excess"] == 1
     number, lost = max(map(len, whole)), manifest.counts["dropped_excess"]
-    assert f"30 events in a period, 1 in all, lost their earliest there, {lost} in all: '99' ({number})." in caplog.text
+    assert f"30 events in a period and lost the earliest of them, {lost} in all: '99' ({number})." in caplog.text
     assert "raise `max_events_per_customer` in the schema" in caplog.text
     assert manifest.counts["dropped_excess"] == len(log) - manifest.counts["events"] == len(bot(200)) - 90 > 0
 
