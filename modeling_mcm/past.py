@@ -7,7 +7,7 @@ here, so that the answer knew nothing of what came after it.
 """
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -107,6 +107,32 @@ def forecast_total(
         )
     at = functools.partial(Past(model, data.extractor.until(sizes), data).at, shop_alone=True)
     return total_of_rows(at, rows, cutoff, int(times.max()), quantity, days, batch_size, known)
+
+
+@functools.lru_cache(4)
+def read_cutoff(folder: str) -> int:
+    """The validation cutoff of a prepared log. Raises `ValueError` if it is not split at dates."""
+    return PreparedData(folder).schema.cutoff_seconds("validation")
+
+
+@functools.lru_cache(1)
+def _open(model: Any, extractor: MCMFeatureExtractor, folder: str) -> Past:
+    return Past(model, extractor, PreparedData(folder))
+
+
+def total_of_group(
+    model: Any,
+    extractor: MCMFeatureExtractor,
+    folder: str,
+    rows: Sequence[Mapping],
+    end: int,
+    quantity: str,
+    days: float,
+) -> GroupTotal:
+    """[`~evaluation.totals.total_of_rows`] of customers whose rows are at hand, by counts of the prepared log in a
+    folder, which stay in memory for the next group."""
+    at = functools.partial(_open(model, extractor, folder).at, shop_alone=True)
+    return total_of_rows(at, rows, read_cutoff(folder), end, quantity, days)
 
 
 def watch(model: Any, extractor: MCMFeatureExtractor, data: PreparedData, since: int) -> pd.DataFrame:

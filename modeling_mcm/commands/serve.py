@@ -29,9 +29,10 @@ from pathlib import Path
 import torch
 from transformers.utils import logging
 
-from modeling_mcm.data import PreparedData, check_vocabularies
+from modeling_mcm.data import check_vocabularies
 from modeling_mcm.extras import needs
 from modeling_mcm.option import REQUIRED, option
+from modeling_mcm.past import read_cutoff
 from modeling_mcm.schema_mcm import check_integer
 from modeling_mcm.serving import CustomerService, EventStore, create_api
 from modeling_mcm.training.checkpoints import find_head, open_checkpoint
@@ -102,14 +103,14 @@ def follow_folder(api: FastAPI, folder: str, seen: tuple, seconds: float = EVERY
 def open_api(options: ServeOptions, token: str) -> FastAPI:
     """The application of a checkpoint and a store. It alone has the service: what it goes on without is freed."""
     model, extractor = open_checkpoint(find_head(options.model), options.model)
-    schema, until = extractor.schema, None
+    schema = extractor.schema
     columns = (schema.name, schema.customer, schema.order_column, schema.visit, schema.token_type)
     store = EventStore(options.store, ", ".join(map(str, columns)))
     if options.data is not None:
         check_vocabularies(options.data, extractor)
-        until = PreparedData(options.data).schema.cutoff_seconds("validation")
+        read_cutoff(options.data)
     service = CustomerService(
-        model, extractor, store, candidates=options.candidates, trained_until=until, folder=options.model
+        model, extractor, store, candidates=options.candidates, data=options.data, folder=options.model
     )
     print(f"{options.model}: {store.count():,} customers in {store.name}", flush=True)
     return create_api(service, token, options.limit, options.log_requests)

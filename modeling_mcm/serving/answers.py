@@ -29,6 +29,7 @@ class Customer(TypedDict):
     customer_id: str
     events: int
     as_of: str | None
+    warning: NotRequired[str]  # of a time of the past, that the counts hold later events
 
 
 class Scores(Customer):

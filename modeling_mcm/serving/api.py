@@ -22,7 +22,7 @@ from typing import Annotated
 from urllib.parse import quote, unquote
 
 from modeling_mcm.data.schema import example_values
-from modeling_mcm.evaluation.totals import past_starts, total_of_rows
+from modeling_mcm.evaluation.totals import past_starts
 from modeling_mcm.extras import needs
 from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
 from modeling_mcm.files_mcm import some
@@ -30,6 +30,7 @@ from modeling_mcm.forecaster_mcm import MissingForecastsError
 from modeling_mcm.live.explanations import explain as explain_score
 from modeling_mcm.live.explanations import find_label
 from modeling_mcm.live.similar import read_labels, similar, together
+from modeling_mcm.past import read_cutoff, total_of_group
 from modeling_mcm.predictor_mcm import (
     EMBEDDING,
     OFFERING,
@@ -420,15 +421,15 @@ def offers(service: Service, body: Offered, as_of: AsOf = None) -> answers.ManyO
 def totals(service: Service, body: Group) -> answers.Total:
     """What the customers of a group are expected to do in all, and how wrong the same forecast was from earlier
     times. A few are computed at a time; for more the answer is 503."""
-    if service.trained_until is None:
+    if service.data is None:
         raise HTTPException(501, "The service was started without --data: it can't tell what training has read.")
     batch = service.read(body.customers, body.as_of)
     latest = max(int(row["times"].max()) for row in batch.rows)
     end = latest if batch.as_of is None else int(batch.as_of)
-    asked = service.trained_until, end, body.quantity, body.days
+    asked = end, body.quantity, body.days
     with reading_request():
-        past_starts(service.model, latest, *asked)
-    total = service.worker(total_of_rows, batch.rows, *asked)
+        past_starts(service.model, latest, read_cutoff(service.data), *asked)
+    total = service.worker(total_of_group, service.data, batch.rows, *asked)
     past = [each._asdict() | {"error": each.error if each.actual else None} for each in total.past]
     about = {"customers": len(batch.rows), "quantity": body.quantity, "days": body.days, "past": past}
     return total._asdict() | about

@@ -208,8 +208,8 @@ class CustomerService:
         store ([`EventStore`]): A store of events of the log that the model was trained on.
         clock (`Callable`): Returns the current time with its zone.
         candidates (`str`, *optional*): File of a table of candidates, see [`CandidateSet`].
-        trained_until (`int`, *optional*): Validation cutoff of the training, in seconds since 1970-01-01; totals are
-            checked on what came after it.
+        data (`str`, *optional*): Folder of the prepared log of the training. Totals are checked on what came after its
+            validation cutoff, each by the counts of its time.
         folder (`str`, *optional*): The checkpoint's folder. With it a [`WorkerProcess`] computes what is slow, if the
             model ranks labels; by default the request's own thread does.
 
@@ -225,13 +225,13 @@ class CustomerService:
         store: EventStore,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
         candidates: str | None = None,
-        trained_until: int | None = None,
+        data: str | None = None,
         folder: str | None = None,
     ):
         self.model: Any = model  # of any head
         self.extractor, self.predictor = extractor, Predictor(model, extractor)
         self.digest = checkpoint_digest(model, extractor)
-        self.store, self.clock, self.candidates, self.trained_until = store, clock, candidates, trained_until
+        self.store, self.clock, self.candidates, self.data = store, clock, candidates, data
         self._customers: dict[str, StoredCustomer] = {}  # the one that was used last is the last
         self._deletions = 0
         self._memory_lock = threading.Lock()
@@ -255,7 +255,7 @@ class CustomerService:
         if checkpoint_digest(model, extractor) == self.digest:
             return self
         own = folder if isinstance(self.worker, WorkerProcess) else None
-        return CustomerService(model, extractor, self.store, self.clock, self.candidates, self.trained_until, own)
+        return CustomerService(model, extractor, self.store, self.clock, self.candidates, self.data, own)
 
     def close(self) -> None:
         """Closes the store and the worker."""
@@ -398,7 +398,10 @@ class CustomerService:
     def ask(self, batch: Batch, asked: Questions) -> tuple[Columns, CheckedQuestions]:
         """Answers questions about customers at the time of the batch. Raises `ServiceError` (422) for wrong ones."""
         with reading_request():
-            questions = self.predictor.check(replace(asked, as_of=batch.as_of))
+            questions = self.predictor.check(replace(asked, as_of=batch.as_of, later_counts=True))
+        if self.predictor.knows_later(batch.as_of) and not questions.label and questions.actions is None:
+            for customer in batch.customers:
+                customer["warning"] = f"The counts hold events until {self.model.config.counted['until']}."
         return self.predictor.ask(batch.rows, questions) if batch.rows else {}, questions
 
     def candidate_set(self, *asked: Any) -> CandidateSet:

@@ -4,9 +4,11 @@
 
 import json
 from datetime import UTC, datetime
+from types import SimpleNamespace
 
 import numpy as np
 
+from modeling_mcm.predictor_mcm import Predictor
 from modeling_mcm.serving import CustomerService, EventStore, create_api
 
 HOST = "http://testserver"
@@ -32,6 +34,14 @@ def make_service(model, extractor, place, **options):
     store_options = {name: options.pop(name) for name in ("timeout", "log") if name in options}
     store = EventStore(str(place), **store_options)
     return CustomerService(model, extractor, store, **{"clock": lambda: NOW, **options})
+
+
+def forget_cutoff(monkeypatch):
+    """Totals of a service with `data` ask a model that counts no log, about any time."""
+    for place in ("past", "serving.api"):
+        monkeypatch.setattr(f"modeling_mcm.{place}.read_cutoff", lambda folder: 0)
+    opened = lambda *parts: SimpleNamespace(at=lambda *_, **__: Predictor(*parts[:2]))  # noqa: E731
+    monkeypatch.setattr("modeling_mcm.past._open", opened)
 
 
 def make_client(service, tokens=TOKEN, **limits):

@@ -15,7 +15,7 @@ import pytest
 import yaml
 from choices import STATE
 from fitted import fill_forecaster, fill_scorer
-from serving_client import HEADERS, HOST, TOKEN, as_requests, assert_same, make_client, make_service
+from serving_client import HEADERS, HOST, TOKEN, as_requests, assert_same, forget_cutoff, make_client, make_service
 
 from modeling_mcm.commands.serve import TOKEN as TOKEN_VARIABLE
 from modeling_mcm.commands.serve import ServeOptions
@@ -163,7 +163,7 @@ def test_a_customer_whom_another_service_deleted_is_in_no_memory_when_it_is_dele
 def test_a_customer_whose_last_event_was_deleted_is_unknown(client, service, events):
     post(client, events[:1])
     assert client.delete(f"/customers/c03/events/{events[0]['event_id']}").status_code == 200
-    service.trained_until = 0
+    service.data = "of no model"
     answers = [client.get(f"/customers/c03/{question}") for question in ("scores", "embedding", "explain?task=items")]
     for answer in [*answers, client.post("/totals", json={"customers": ["c03"]})]:
         assert answer.status_code == 404 and "No customer 'c03' is known" in answer.json()["detail"]
@@ -237,7 +237,7 @@ def test_a_total_is_that_of_the_data_set(tiny_model, extractor, event_log, prepa
     body = {"customers": names, "quantity": "a.b", "days": 25}
     refused = client.post("/totals", json=body)
     assert refused.status_code == 501 and "without --data" in refused.json()["detail"]
-    service.trained_until = data.schema.cutoff_seconds("validation")
+    service.data = str(data.folder)
     end = event_log["when"].max().isoformat()
     found = client.post("/totals", json=body | {"as_of": end}).json()
     wanted = forecast_total(model, data, "a.b", 25, names)
@@ -410,7 +410,8 @@ def fail(*_, **__):
 def test_a_fault_of_the_service_is_no_fault_of_the_client(tiny_model, extractor, events, tmp_path, monkeypatch, path):
     model = fill_forecaster(fill_scorer(tiny_model(extended=True, scorer=True, **STATE)))
     service = make_service(model, extractor, tmp_path / "state.db")
-    client, service.trained_until = make_client(service), 0
+    client, service.data = make_client(service), "of no model"
+    forget_cutoff(monkeypatch)
     post(client, events[1:])
     for function in ("serving.store.Transaction.append", "predictor_mcm.Predictor.run", "live.similar.choose_labels"):
         monkeypatch.setattr(f"modeling_mcm.{function}", fail)
@@ -422,6 +423,7 @@ def test_a_fault_of_the_service_is_no_fault_of_the_client(tiny_model, extractor,
             answer = client.request(*asked[:2], **asked[2])
             assert answer.status_code == 500 and "The service failed (ValueError)" in answer.json()["detail"]
     monkeypatch.undo()
+    forget_cutoff(monkeypatch)
     assert client.request(*asked[:2], **asked[2]).status_code == 200
 
 
@@ -523,3 +525,15 @@ def test_whoever_asks_whether_the_service_is_ready_keeps_no_writer_waiting(clien
     for _ in range(50):
         assert client.get(f"{HOST}/readyz", headers={"Authorization": ""}).status_code == 200
     assert 1 <= len(checks) <= time.monotonic() - start + 2
+
+
+def test_an_answer_about_the_past_says_that_counts_hold_later_events(tiny_model, extractor, events, tmp_path):
+    model = fill_forecaster(fill_scorer(tiny_model(extended=True, scorer=True, **STATE)))
+    client = make_client(make_service(model, extractor, tmp_path / "state.db"))
+    post(client, events[:2])
+    asked = "/customers/c03/forecast?as_of=2017-12-01"
+    assert "warning" not in client.get(asked).json()
+    for until, is_told in (("2017-12-01T00:00:01", False), ("2017-12-01T00:00:02", True)):
+        model.config.counted = {"log": "shop", "customers": 1, "events": 1, "until": until}
+        words = f"The counts hold events until {until}." if is_told else None
+        assert client.get(asked).json().get("warning") == words

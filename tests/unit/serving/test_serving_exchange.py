@@ -18,7 +18,7 @@ import torch
 from choices import STATE, perturb
 from fitted import fill_forecaster, fill_scorer
 from folders import content
-from serving_client import as_requests, make_client, make_service
+from serving_client import as_requests, forget_cutoff, make_client, make_service
 
 from modeling_mcm import (
     CustomerModel,
@@ -80,14 +80,15 @@ of_labels = pytest.mark.parametrize("checkpoints", ["labels"], indirect=True)
 
 
 @pytest.fixture
-def start(tmp_path, event_log, request):
+def start(tmp_path, event_log, request, monkeypatch):
     """A function that gives a client of a checkpoint's service, whose store has the events of two customers."""
+    forget_cutoff(monkeypatch)
     events, clients = as_requests(event_log, GROUP["customers"]), []
 
     def run(checkpoint, **options):
         head = HEADS[request.node.callspec.params["checkpoints"]]
         place = tmp_path / f"{len(clients)}.db"
-        service = make_service(*open_checkpoint(head, str(checkpoint)), place, trained_until=0, **options)
+        service = make_service(*open_checkpoint(head, str(checkpoint)), place, data="of no model", **options)
         clients.append(make_client(service))
         assert clients[-1].post("/events", json={"events": events}).status_code == 200
         return clients[-1]
