@@ -169,7 +169,8 @@ class WorkerProcess:
 
     def close(self) -> None:
         """Stops the process, also in what it computes."""
-        self._alive.close()
+        for process in [*self._pool._processes.values()]:  # from Python 3.14 on `kill_workers`
+            process.kill()
         self._pool.shutdown(cancel_futures=True)
 
 
