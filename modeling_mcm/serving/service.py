@@ -236,9 +236,15 @@ class CustomerService:
         self._customers: dict[str, StoredCustomer] = {}  # the one that was used last is the last
         self._deletions = 0
         self._memory_lock = threading.Lock()
-        # without `self`, so that a service that is no longer used is freed at once
-        make_set = functools.partial(_make_set, self.predictor, candidates)
-        self._sets = functools.lru_cache(MOST_CANDIDATE_SETS)(make_set)
+
+        @functools.lru_cache(
+            MOST_CANDIDATE_SETS
+        )  # it reads no `self`: a service that is no longer used is freed at once
+        def make_set(stamp: object, tasks: tuple[str, ...], chosen: object = None, *others: Any) -> CandidateSet:
+            table = chosen or (None if candidates is None else read_table_file(candidates))
+            return CandidateSet(model, extractor, tasks, table, *others)
+
+        self._sets = make_set
         is_ranking = self.predictor.head == RANKING
         if is_ranking or candidates is not None:
             # a bad table stops the service before its first answer
@@ -453,15 +459,3 @@ class CustomerService:
                 self._customers |= customers
             while len(self._customers) > IN_MEMORY:
                 del self._customers[next(iter(self._customers))]
-
-
-def _make_set(
-    predictor: Predictor,
-    path: str | None,
-    stamp: object,
-    tasks: tuple[str, ...],
-    candidates: object = None,
-    *others: Any,
-) -> CandidateSet:
-    table = candidates or (None if path is None else read_table_file(path))
-    return CandidateSet(predictor.model, predictor.extractor, tasks, table, *others)

@@ -197,6 +197,7 @@ def test_a_process_of_slow_answers_ends_with_its_model_and_not_before(checkpoint
     assert ask(client, question)[0] == 503
     assert ask(client, question) == wanted[1]  # of another process of the same model
     client.app.state.service.worker.close()
+    client.app.state.service.worker = None  # it is closed once
     assert {each.pid for each in multiprocessing.active_children()} == others
 
 
