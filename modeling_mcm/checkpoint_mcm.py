@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +22,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from transformers.utils import CONFIG_NAME, logging
 
 from .files_mcm import flush, hold_part, name_place, read_json, some
@@ -29,6 +30,7 @@ from .files_mcm import flush, hold_part, name_place, read_json, some
 logger = logging.get_logger(__name__)
 VOCABULARIES_NAME, EXTRACTOR_NAME = "vocabularies.json", "preprocessor_config.json"
 SETTINGS, DIGEST = "settings", "sha256"  # keys of the metadata of weights
+BYTES_OF_LENGTH, ALIGNED = 8, 8  # of the header of a safetensors file
 SHOWN = 80  # characters of a setting that a message shows
 ACTION_HEAD = "action_head"  # weights of the head for offers; models without it leave them out
 WEIGHT_FILES = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
@@ -74,9 +76,13 @@ def note_metadata(folder: Path, deciding: Collection[str]) -> None:
     config = read_json(folder / CONFIG_NAME)
     text = json.dumps({name: config[name] for name in deciding if name in config}, sort_keys=True)
     for path in folder.glob("*.safetensors"):
-        tensors = load_file(path)
-        metadata = {"format": "pt", SETTINGS: text, DIGEST: tensors_digest(tensors)}
-        save_file(tensors, path.with_suffix(".new"), metadata)
+        metadata = {"format": "pt", SETTINGS: text, DIGEST: tensors_digest(load_file(path))}
+        with open(path, "rb") as file, open(path.with_suffix(".new"), "wb") as out:
+            header = json.loads(file.read(int.from_bytes(file.read(BYTES_OF_LENGTH), "little")))
+            content = json.dumps(header | {"__metadata__": metadata}).encode()  # safetensors' own have a random order
+            content += b" " * (-len(content) % ALIGNED)
+            out.write(len(content).to_bytes(BYTES_OF_LENGTH, "little") + content)
+            shutil.copyfileobj(file, out)
         os.replace(path.with_suffix(".new"), path)
 
 

@@ -180,6 +180,13 @@ def test_weights_that_another_tool_wrote_are_read(tied):
     assert MCMModel.from_pretrained(tied).config.kind_feature == "items"
 
 
+def test_to_save_again_writes_the_same_bytes(tied, tmp_path):
+    model = MCMModel.from_pretrained(tied)
+    for number in range(6):  # which commits to the Hub count on
+        model.save_pretrained(tmp_path / str(number))
+    assert all(content(tmp_path / str(number)) == content(tmp_path / "0") for number in range(6))
+
+
 @pytest.mark.parametrize("size", ["30KB", "1GB"])
 def test_no_flipped_bit_of_the_weights_changes_an_answer(tied, size):
     model = MCMForMultiTaskRecommendation.from_pretrained(tied)

@@ -11,6 +11,7 @@ from scipy.special import expit
 from modeling_mcm import CustomerModel
 from modeling_mcm.evaluation import uplift
 from modeling_mcm.evaluation.uplift import estimate_uplift
+from modeling_mcm.predictor_mcm import EMBEDDING, Questions
 
 ROWS, COST = 1000, 0.05
 
@@ -185,7 +186,8 @@ def test_a_model_says_whom_to_offer_and_reads_nothing_later(shop):
     found = model._embed_before([*ids], seconds)  # of each row as if its time were asked about alone
     for when in times.unique():
         own = (times == when).to_numpy()
-        wanted = model.embed(ids[own], when - pd.Timedelta(seconds=1)).to_numpy()
+        before = when - pd.Timedelta(seconds=1)
+        wanted = model._ask(ids[own], before, Questions(embedding=True, later_counts=True))[1][EMBEDDING].numpy()
         np.testing.assert_allclose(found[own], wanted, atol=1e-5)
     past = CustomerModel(model.model, model.feature_extractor, log[log["when"] < "2017-10-01"], model.reader)
     pd.testing.assert_frame_equal(
