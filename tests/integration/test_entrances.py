@@ -79,8 +79,10 @@ def make_long_events(draw):
         parts.append(log)
     log = pd.concat(parts, ignore_index=True)
     log["basket"], log["price"] = log["who"] + "-" + log.pop("visit").astype(str), 1.0 + log["number"] % 7
-    log["item"], log["aisle"] = (f"{name} " + ids.astype(str).str.zfill(2) for name, ids in (
-        ("item", log["number"]), ("aisle", log["number"] // 4)))
+    log["item"], log["aisle"] = (
+        f"{name} " + ids.astype(str).str.zfill(2)
+        for name, ids in (("item", log["number"]), ("aisle", log["number"] // 4))
+    )
     return log.drop(columns="number").assign(action=np.where(np.arange(len(log)) % 6, "buy", "click"))
 
 
