@@ -29,7 +29,6 @@ from modeling_mcm.schema_mcm import HISTORY_START
 from modeling_mcm.training.pretraining import COUNTS_ALONE
 
 KIND = "kind"
-MOST_EVENTS = 1000  # of a history that are read, the latest ones
 LEAST_HORIZON, MOST_HORIZON = 5.0, 45.0  # days after the end of a cut in which it asks what came
 
 
@@ -197,7 +196,7 @@ def make_schema(log: LabelLog) -> EventSchema:
             "name": "shop", "customer": "customer", "token_type": KIND, "visit": "visit",
             **({"time": "time"} if log.has_times else {"order": "rows"}),
             "features": [{"name": KIND}, *({"name": name} for name in log.labels)],
-            "tasks": [*log.tasks], "max_events": MOST_EVENTS, "min_history": log.min_history, "cutoffs": cutoffs,
+            "tasks": [*log.tasks], "min_history": log.min_history, "cutoffs": cutoffs,
         }
     )  # fmt: skip
 

@@ -36,7 +36,7 @@ def train(task: Task, steps: int, folder: Path) -> dict[str, Any]:
         "data": task.more["data"],
         "config": "configuration/mcm-tiny",
         "recipe": "none",
-        "max_events": task.length + 1,
+        "max_events": task.length + 1,  # the encoder reads as many as the peers
         "max_steps": steps,
         "per_device_train_batch_size": task.batch_size,
         "learning_rate": task.learning_rate,
@@ -73,16 +73,16 @@ def method(task: Task) -> dict[str, float]:
     return {"training": training, **predict(task, model)}
 
 
-def before_validation(row: Mapping) -> dict:
-    """The history that the peers are given too."""
+def before_validation(row: Mapping, length: int) -> dict:
+    """The history that the peers are given too: of their latest events they read so many, and counts as many here."""
     end = row["validation_end"]
-    return {name: value[:end] if isinstance(value, np.ndarray) else value for name, value in row.items()}
+    read = slice(max(end - length, 0), end)
+    return {name: value[read] if isinstance(value, np.ndarray) else value for name, value in row.items()}
 
 
 def predict(task: Task, model: MCMForMultiTaskRecommendation) -> dict[str, float]:
     """Customers a second, from prepared rows to the best labels of the task."""
     extractor = PreparedData(task.more["data"]).extractor
-    extractor.max_events = task.length + 1
     job = ScoringJob(
         model="",
         data=task.more["data"],
@@ -96,7 +96,7 @@ def predict(task: Task, model: MCMForMultiTaskRecommendation) -> dict[str, float
     scorer = BatchScorer(model, extractor, job)
     keep_freed_memory()  # as `mcm predict` does
     start = time.perf_counter()
-    rows = [before_validation(row) for row in scorer.read(range(sys.maxsize))]
+    rows = [before_validation(row, task.length) for row in scorer.read(range(sys.maxsize))]
     scorer.score(rows)
     return {"inference": len(rows) / (time.perf_counter() - start)}
 

@@ -126,7 +126,7 @@ def read_config(options: ModelOptions, extractor: MCMFeatureExtractor, recipe: R
         "values_digest": extractor.values_digest,
     }
     values["tasks"] = values.get("tasks") or extractor.tasks
-    values["max_events"] = options.max_events or extractor.max_events
+    values["max_events"] = extractor.max_events if options.max_events is None else options.max_events
     if values.get("max_position_embeddings"):
         values["max_position_embeddings"] = values["max_events"]
     if values.get("state_size", MCMConfig.state_size):
@@ -177,7 +177,7 @@ def pretrain(options: ModelOptions, training: PretrainingArguments, recipe: Reci
     if config.readout_bias:
         model.initialize_from_popularity(popularity(data, config))
     names = "encoder", "network", "ema_decay", "target_half_life_days", "sampled_labels"
-    own = {name: getattr(options, name) for name in names} | {"max_events": config.max_events}
+    own = {name: getattr(options, name) for name in names}
     run = {"data": file_digest(data.folder / MANIFEST_FILE), "options": deciding_options(training, config, own)}
     output = Path(str(training.output_dir))
     with output_folder_lock(output, training.should_save):

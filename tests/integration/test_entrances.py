@@ -11,7 +11,7 @@ import itertools
 import json
 import shutil
 from datetime import UTC, datetime
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -64,6 +64,28 @@ FOURTH = "the fourth label"  # of the vocabulary, whatever it is
 TEXT = "%Y-%m-%dT%H:%M:%S.%f"
 
 
+LONG = 20, 300, 2_000, 8_000  # lines of customers, of which the encoder reads 39
+MOST_PIECES = 100  # of one customer's events
+
+
+def make_long_events(draw):
+    """Four customers of LONG, who take six lines a visit."""
+    parts = []
+    for customer, number in enumerate(LONG):
+        visit = np.arange(number) // 6
+        start = np.sort(draw.integers(0, 50 * 86_400, 1 + visit[-1]))
+        log = pd.DataFrame({"who": f"c{customer:02}", "visit": visit, "number": draw.integers(0, 12, number)})
+        log["when"] = pd.Timestamp("2017-10-01T22:00") + pd.to_timedelta(start[visit] + np.arange(number) % 6, "s")
+        parts.append(log)
+    log = pd.concat(parts, ignore_index=True)
+    log["basket"], log["price"] = log["who"] + "-" + log.pop("visit").astype(str), 1.0 + log["number"] % 7
+    log["item"], log["aisle"] = (
+        f"{name} " + ids.astype(str).str.zfill(2)
+        for name, ids in (("item", log["number"]), ("aisle", log["number"] // 4))
+    )
+    return log.drop(columns="number").assign(action=np.where(np.arange(len(log)) % 6, "buy", "click"))
+
+
 def make_events(kind, seed=0, customers=9, later=False):
     """Events around midnights: baskets that overlap, clicks without one, several events of a second, empty values."""
     draw, rows = np.random.default_rng(seed), []
@@ -77,7 +99,7 @@ def make_events(kind, seed=0, customers=9, later=False):
                 rows[-1] |= {"action": "click" if is_click else "buy", "item": None if is_click else f"item {item:02}"}
                 rows[-1] |= {"basket": None if is_click else f"{customer}-{visit}", "price": float(1 + item % 7)}
                 rows[-1] |= {"aisle": f"aisle {item // 4}"}
-    log = pd.DataFrame(rows)
+    log = make_long_events(draw) if kind.startswith("long") else pd.DataFrame(rows)
     if later:  # whoever comes at the cutoffs, of whom nobody asks, and who has not come yet
         late = {"2017-12-30T12": "c98", "2017-12-31T12": "c98", "2018-01-05T12": "c99"}
         late = [log.iloc[-1:].assign(who=name, when=pd.Timestamp(time)) for time, name in late.items()]
@@ -144,16 +166,25 @@ def save(folder, *parts):
 
 
 @pytest.fixture(scope="module", params=KINDS)
-@torch.no_grad()
 def shop(request, tmp_path_factory):
+    return make_shop(request.param, tmp_path_factory.mktemp("shop"))
+
+
+@pytest.fixture(scope="module")
+def long_shop(tmp_path_factory):
+    """A function that makes the shop of a kind once."""
+    return functools.cache(lambda kind: make_shop(kind, tmp_path_factory.mktemp("shop")))
+
+
+@torch.no_grad()
+def make_shop(kind, place):
     """The log of a kind, its prepared data, and a tiny model whose every weight has a say."""
-    kind, place = request.param, tmp_path_factory.mktemp("shop")
     log, schema = make_events(kind, later=True), SCHEMA | {"cutoffs": {"validation": "2017-12-30", "test": AS_OF}}
-    schema |= {"min_history": 1} | (NO_TIMES if "order" in KINDS[kind] else {}) | KINDS[kind]
+    schema |= {"min_history": 1} | (NO_TIMES if "order" in KINDS.get(kind, {}) else {}) | KINDS.get(kind, {})
     profile = make_profile(log.assign(who=log["who"].map(lambda name: f"c{name}" if kind == "numbers" else name)))
     profile["who"] = sorted(log["who"].unique())
     log.to_parquet(place / "events.parquet")
-    known, is_refreshed = log, kind == "refreshed"
+    known, is_refreshed = log, "refreshed" in kind
     *names, _, newcomer = sorted(log["who"].unique())
     if is_refreshed:
         known, schema = log[(log["when"] < "2017-11-12") & (log["item"] != "item 11")], schema | {"cutoffs": LEARNED}
@@ -331,7 +362,7 @@ def cut(rows, seed=0):
     """Pieces of a frame of any size, in any order where times say it."""
     draw = np.random.default_rng(seed)
     rows = rows if "when" not in rows else rows.iloc[draw.permutation(len(rows))]
-    ends = np.sort(draw.integers(0, len(rows) + 1, draw.integers(0, 1 + len(rows))))
+    ends = np.sort(draw.integers(0, len(rows) + 1, draw.integers(0, 1 + min(len(rows), MOST_PIECES))))
     return np.split(np.arange(len(rows)), ends), rows
 
 
@@ -368,10 +399,15 @@ def write_known(known):
     return pd.DataFrame([(name, *row) for name, rows in known.items() for row in rows], columns=KNOWN_COLUMNS)
 
 
-def ask_frame(shop, question):
+def ask_file(shop, question):
+    shop.log.to_csv(shop.place / "events.csv", index=False)
+    return ask_frame(shop, question, shop.place / "events.csv")
+
+
+def ask_frame(shop, question, file=None):
     if "offers" in question:
         return None  # which has none
-    model = CustomerModel(shop.model, shop.extractor, shop.log)
+    model = CustomerModel(shop.model, shop.extractor, shop.log if file is None else file)
     time = {} if shop.extractor.order else {"as_of": AS_OF}
     time["customers"] = [name for name in shop.histories if name != shop.newcomer or not shop.extractor.order]
     if "embedding" in question:
@@ -486,7 +522,7 @@ def ask_service(shop, question, is_exchanged=False):
 
 
 def ask_page(shop, question):
-    if shop.kind == "refreshed" or shop.extractor.order or "prediction" in question or "offers" in question:
+    if "refreshed" in shop.kind or shop.extractor.order or "prediction" in question or "offers" in question:
         return None  # which shows logs with times as of a cutoff, and a head beside the scores
     if "known" in question:
         return None
@@ -502,7 +538,7 @@ def ask_evaluation(shop, question):
     if shop.extractor.order or "offers" in question:
         return None  # each customer's last visit is left out there, and offers are read otherwise
     data = PreparedData(shop.place / "data")
-    if shop.kind == "refreshed":
+    if "refreshed" in shop.kind:
         data = PreparedData(shop.place / "of today" / "data", END)
     collator = MCMCollator(
         shop.extractor, shop.model.config, "evaluate", cutoff="test", as_of=pd.Timestamp(AS_OF).timestamp()
@@ -532,20 +568,36 @@ ONLY_WITH_EVENTS = ("the service", "the service after an exchange", "the page") 
 
 @pytest.mark.parametrize("question", QUESTIONS)
 def test_every_entrance_gives_what_the_model_says(shop, question):
-    question = QUESTIONS[question]
+    assert_entrances_agree(shop, QUESTIONS[question])
+
+
+@pytest.mark.parametrize(
+    ("kind", "question"),
+    [
+        ("long histories", "within a month"),
+        ("long histories", "embedding"),
+        ("long histories", "forecasts"),
+        ("long refreshed", "within a month"),
+    ],
+)
+def test_every_entrance_reads_long_histories_whole(long_shop, kind, question):
+    assert_entrances_agree(long_shop(kind), QUESTIONS[question], {"a CSV file": ask_file})
+
+
+def assert_entrances_agree(shop, question, more=MappingProxyType({})):
     if shop.extractor.order and question.keys() & {"forecasts", "horizon_days", "prediction"}:
         return  # which need times
     shop = with_head(shop, question)
     wanted = {is_told: ask_by_hand(shop, question, with_profile=is_told) for is_told in (True, False)}
     assert len({json.dumps(answer) for answer in wanted[True].values()}) > 4
     needs_events = ONLY_WITH_EVENTS + (("a frame", "mcm predict") if shop.extractor.order else ())
-    for entrance, ask in ENTRANCES.items():
+    for entrance, ask in {**ENTRANCES, **more}.items():
         if (answers := ask(shop, question)) is None:
             continue
         answers = dict(answers)
         left_out = {shop.newcomer} if entrance in needs_events else set()
         assert answers.keys() >= wanted[True].keys() - left_out, entrance
-        for name, answer in wanted[entrance != "a frame"].items():  # a frame has no profiles
+        for name, answer in wanted[entrance not in ("a frame", "a CSV file")].items():  # which have no profiles
             if name in left_out:
                 continue
             names = {"label", "action_id"}

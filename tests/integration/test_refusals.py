@@ -47,7 +47,8 @@ pretrain --data DATA --steps_max 3 | unknown option '--steps_max'
 pretrain --data DATA --config_overrides hidden=3 | 'hidden=3' is not name=value with a field of MCMConfig
 pretrain --data DATA --resume_from_checkpoint runs | is not read: a run goes on by itself
 pretrain --data DATA --data_seed 3 | --data_seed is not read: a run goes on by itself
-pretrain --data DATA --max_events 1 | `max_events` is 1; give a whole number of at least 2
+pretrain --data DATA --max_events 0 | `max_events` is 0: expected 2 to
+pretrain --data DATA --max_events 1 | `max_events` is 1: expected 2 to
 pretrain --data DATA --early_stopping_patience 2 --eval_strategy no | early_stopping_patience 2 with eval_strategy
 finetune --offers OTHER --labels labels.csv | One of --offers and --labels is needed
 finetune --offers OTHER --label churned | --label is not read with --offers: leave it out

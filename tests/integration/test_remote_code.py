@@ -53,7 +53,8 @@ def test_a_published_folder_gives_the_same_numbers_without_the_package(choices, 
     if choices is None:
         source, days = str(DUMMY), (2, 9, 20)
         events = [{"time": f"2017-09-{day:02}", "basket_id": day, "token_type": "purchase"} for day in days]
-        customers = [{"events": events}]
+        long = [events[0] | {"time": f"2017-0{1 + line // 280}-{1 + line // 10 % 28:02}"} for line in range(2000)]
+        customers = [{"events": events}, {"events": long}]  # of whom the encoder reads the latest 256 events
     else:
         source = save(**choices)
     if "action-scores" in kinds:

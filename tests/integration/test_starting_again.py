@@ -69,6 +69,7 @@ OPTIONS = {
     "learning_rate": (["--learning_rate", 0.1], [], "learning_rate 0.002 and this run has 0.1"),
     "batch size": (["--per_device_train_batch_size", 4], [], "batch size 8 and this run has 4"),
     "hidden_size": ([], ["hidden_size=32"], "hidden_size 16 and this run has 32"),
+    "max_events": (["--max_events", 20], [], "max_events 40 and this run has 20"),
     "data": (["--data"], [], "other data"),
 }
 

@@ -52,6 +52,7 @@ def test_a_run_leaves_a_checkpoint_with_its_feature_extractor_and_facts(trained,
     extractor, stored = MCMFeatureExtractor.from_pretrained(str(trained)), PreparedData(prepared).extractor
     assert extractor.to_dict() == stored.to_dict() and extractor.vocabularies == stored.vocabularies
     assert model.config.features == extractor.feature_names and model.config.hidden_size == 16
+    assert model.config.max_events == stored.max_events == 40
     assert model.config.augmentation == "all_prefixes"  # of the chosen config, and nothing of a recipe
     assert model.scorer is None
     facts = read_json(trained / "pretraining.json")

@@ -92,12 +92,12 @@ def test_worked_example_of_the_documentation(tmp_path):
     schema = EventSchema.from_yaml(ROOT / "configuration" / "schemas" / "clickstream.yaml")
     run(tmp_path, pd.concat([ann, others, last]), schema)
     row = read_rows(tmp_path)["ann"]
-    assert row["visits"] == [0, 0, 0, 1, 2, 2]
-    assert (row["validation_end"], row["test_end"]) == (4, 6)
-    assert row["feature_item"] == row["task_item"] == [2, 2, 0, 0, 1, 0]
-    assert row["feature_days_since_visit"][:3] == [0, 0, 0]
-    assert min(row["feature_days_since_visit"][3:]) >= 2
-    assert row["value_price"] == [59.0, 59.0, 0.0, 0.0, 5.0, 0.0]
+    assert row["visits"] == [0, 0, 1, 2]
+    assert (row["validation_end"], row["test_end"]) == (3, 4)
+    assert row["feature_item"] == row["task_item"] == [2, 2, 0, 1]
+    assert row["feature_days_since_visit"][:2] == [0, 0]
+    assert min(row["feature_days_since_visit"][2:]) >= 2
+    assert row["value_price"] == [59.0, 59.0, 0.0, 5.0]
 
 
 def test_a_customer_of_unknown_values_is_kept(tmp_path):
