@@ -46,7 +46,6 @@ with needs("data"):
         fit,
         open_profiles,
         open_rows,
-        warn_of_future,
     )
 
 ROWS_PER_SHARD, MOST_ROWS_PER_SHARD = 1024, 1_000_000  # the rows of a shard are in memory at the same time
@@ -231,7 +230,6 @@ def prepare(
             read = cache(read)
         chosen, counts = choose_events(read, schema, cache)
         counts["dropped_bad"] = bad
-        warn_of_future(chosen, counts["last"], schema)
         _check_periods(counts, schema)
         profiles = None
         if schema.profile:

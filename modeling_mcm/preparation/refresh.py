@@ -43,7 +43,6 @@ with needs("data"):
         count_known,
         count_rows,
         open_rows,
-        warn_of_future,
     )
 
 logger = logging.get_logger(__name__)
@@ -104,9 +103,8 @@ def add_events(
         extractor.save_pretrained(folder / FEATURE_EXTRACTOR_FOLDER)
         before = known.semi_join(cache(changed), "customer_id")
         chosen, counts = choose_events(before.union(new), schema, cache)
-        warn_of_future(chosen, counts["last"], schema)
         totals, profiles = copy.deepcopy(manifest.counts | {"measures": manifest.measures}), None
-        add_counts(totals, choose_events(before, schema, cache)[1], -1)
+        add_counts(totals, choose_events(before, schema, cache, quiet=True)[1], -1)
         add_counts(totals, counts | {"dropped_bad": bad})
         if schema.profile:
             profiles = connection.read_parquet(data.folder / LOG / LOG_PROFILE).drop(*BAD).drop_null("customer_id")

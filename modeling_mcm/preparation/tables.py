@@ -118,14 +118,17 @@ def _one_row(table: Table) -> dict:
     return {name: 0 if value is None else value for name, value in table.to_pyarrow().to_pylist()[0].items()}
 
 
-def choose_events(events: Table, schema: EventSchema, cache: Callable[..., Table]) -> tuple[Table, dict]:
-    """Leaves out the events that the schema says, finds the periods, and counts. Returns the events that stay, with
-    `period`; and the counts by name, with `first` and `last`, times."""
+def choose_events(
+    events: Table, schema: EventSchema, cache: Callable[..., Table], quiet: bool = False
+) -> tuple[Table, dict]:
+    """Leaves out the events that the schema says, finds the periods, and counts. Warns of customers with too many
+    events, and of events to come, unless it is `quiet`. Returns the events that stay, with `period`; and the counts by
+    name, with `first` and `last`, times."""
     whole, counts = _drop_and_count(events, schema, cache)
     dated = add_period(whole, schema)
     if schema.leaves_one_out:
         dated = cache(dated)  # the periods need a join
-    latest, excess = keep_latest(dated, schema.max_events_per_customer)
+    latest, excess = keep_latest(dated, schema.max_events_per_customer, quiet)
     if excess["dropped_excess"]:
         latest = cache(latest)  # every step reads it
     counts |= excess | _one_row(
@@ -141,17 +144,13 @@ def choose_events(events: Table, schema: EventSchema, cache: Callable[..., Table
             test_events=(_.period == 2).sum(),
         )
     )
-    return latest, counts
-
-
-def warn_of_future(events: Table, last: int, schema: EventSchema) -> None:
-    """Warns if the last event is not yet."""
-    if schema.order is None and last > datetime.now(UTC).timestamp() + SECONDS_PER_DAY:
-        customer = events.filter(_.second == last).customer_id.min().to_pyarrow().as_py()
+    if not quiet and schema.order is None and counts["last"] > datetime.now(UTC).timestamp() + SECONDS_PER_DAY:
+        customer = latest.filter(_.second == counts["last"]).customer_id.min().to_pyarrow().as_py()
         logger.warning(
-            f"Customer {customer!r} has an event of {to_iso(last)}, which is not yet: the clock of a source "
+            f"Customer {customer!r} has an event of {to_iso(counts['last'])}, which is not yet: the clock of a source "
             "may be wrong. Such events count as their customers' latest; correct them, or leave them out."
         )
+    return latest, counts
 
 
 def _drop_and_count(events: Table, schema: EventSchema, cache: Callable[..., Table]) -> tuple[Table, dict]:
@@ -199,11 +198,11 @@ def _with_visit_key(events: Table) -> Table:
     return events.mutate(visit_key=ibis.coalesce(ibis.literal("v") + events.visit, time))
 
 
-def keep_latest(events: Table, most: int) -> tuple[Table, dict[str, int]]:
+def keep_latest(events: Table, most: int, quiet: bool = False) -> tuple[Table, dict[str, int]]:
     """Leaves out all but the latest events of each customer in each period; each period by itself, so that the events
-    before a cutoff never depend on what comes after it. Warns of the customers. Returns the events that stay; and
-    `dropped_excess` (number of events left out) and `customers_with_excess` (number of customers that had too
-    many)."""
+    before a cutoff never depend on what comes after it. Warns of the customers, unless it is `quiet`. Returns the
+    events that stay; and `dropped_excess` (number of events left out) and `customers_with_excess` (number of customers
+    that had too many)."""
     keys = ["customer_id", "period"]
     long = events.group_by(keys).agg(number=_.count()).filter(_.number > most)
     counts = _one_row(
@@ -211,13 +210,14 @@ def keep_latest(events: Table, most: int) -> tuple[Table, dict[str, int]]:
     )
     if not counts["dropped_excess"]:
         return events, counts
-    worst = long.group_by("customer_id").agg(number=_.number.max()).order_by(ibis.desc("number"), "customer_id")
-    named = [f"{row['customer_id']!r} ({row['number']:,})" for row in worst.limit(NAMED).to_pyarrow().to_pylist()]
-    logger.warning(
-        f"{counts['customers_with_excess']:,} customers have more than {most:,} events in a period and lost the "
-        f"earliest of them, {counts['dropped_excess']:,} in all: {', '.join(named)}. Leave them out of the log if "
-        "they are bots, or raise `max_events_per_customer` in the schema."
-    )
+    if not quiet:
+        worst = long.group_by("customer_id").agg(number=_.number.max()).order_by(ibis.desc("number"), "customer_id")
+        named = [f"{row['customer_id']!r} ({row['number']:,})" for row in worst.limit(NAMED).to_pyarrow().to_pylist()]
+        logger.warning(
+            f"{counts['customers_with_excess']:,} customers have more than {most:,} events in a period and lost the "
+            f"earliest of them, {counts['dropped_excess']:,} in all: {', '.join(named)}. Leave them out of the log if "
+            "they are bots, or raise `max_events_per_customer` in the schema."
+        )
     cut = events.semi_join(long, keys)
     # All columns decide, so that the same events are left out whatever the order of the input.
     times = ("second", "nanosecond")

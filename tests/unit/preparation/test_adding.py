@@ -80,7 +80,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("changes", CHANGES.values(), ids=CHANGES)
-def test_days_that_were_added_give_the_data_set_of_the_whole_log(tmp_path, changes):
+def test_days_that_were_added_give_the_data_set_of_the_whole_log(tmp_path, changes, caplog):
     schema = schema_with(**changes)
     parts = PARTS
     if "separator" in str(changes):
@@ -89,6 +89,7 @@ def test_days_that_were_added_give_the_data_set_of_the_whole_log(tmp_path, chang
             for part in PARTS
         ]
     grown = grow(tmp_path, [parts[part] for part in (0, 2, 1, 3, 5, 4)], schema, rows_per_shard=5)
+    assert caplog.text.count("lost the earliest of them") == len(parts) * (schema.max_events == 8)
     whole = pd.concat(parts)
     run(tmp_path, whole, schema, name="whole")
     natural = PreparedData(tmp_path / "whole")

@@ -112,7 +112,8 @@ def test_a_bot_is_cut_to_its_latest_events_of_each_period(tmp_path, caplog):
 def test_bots_with_the_most_events_are_named(tmp_path, caplog):
     bots = [bot(200).iloc[[0] * number].assign(user=number, at=VALIDATION) for number in range(41, 46)]
     run(tmp_path, pd.concat([make_log(), *bots]), schema_with(max_events=30, max_events_per_customer=40))
-    assert "5 in all, lost their earliest there, 15 in all: '45' (45), '44' (44), '43' (43)." in caplog.text
+    said = "5 customers have more than 40 events in a period and lost the earliest of them, 15 in all"
+    assert f"{said}: '45' (45), '44' (44), '43' (43)." in caplog.text
 
 
 def test_only_the_most_frequent_values_are_kept(tmp_path, monkeypatch):
