@@ -237,9 +237,8 @@ class CustomerService:
         self._deletions = 0
         self._memory_lock = threading.Lock()
 
-        @functools.lru_cache(
-            MOST_CANDIDATE_SETS
-        )  # it reads no `self`: a service that is no longer used is freed at once
+        # It reads no `self`, so that a service that is no longer used is freed at once
+        @functools.lru_cache(MOST_CANDIDATE_SETS)
         def make_set(stamp: object, tasks: tuple[str, ...], chosen: object = None, *others: Any) -> CandidateSet:
             table = chosen or (None if candidates is None else read_table_file(candidates))
             return CandidateSet(model, extractor, tasks, table, *others)
