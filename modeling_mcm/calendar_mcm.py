@@ -82,8 +82,11 @@ class Effects(NamedTuple):
 
 
 def read_day(day: object) -> int:
-    """Days from 1970-01-01 to a day or a time of it, as ISO text."""
-    return datetime.fromisoformat(str(day)).toordinal() - EPOCH_ORDINAL
+    """Days from 1970-01-01 to a day or a time of it, as ISO text. Raises `ValueError` if it is none."""
+    try:
+        return datetime.fromisoformat(str(day)).toordinal() - EPOCH_ORDINAL
+    except ValueError:
+        raise ValueError(f"found {day!r}, expected a day such as 2024-03-01; write it so") from None
 
 
 def write_day(day: int) -> str:

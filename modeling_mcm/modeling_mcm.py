@@ -249,7 +249,8 @@ def select_latest(
     attention_mask = attention_mask.gather(1, place) * is_read
     if visit_ids is not None:
         visit_ids = visit_ids.gather(1, place)
-        before = (visit_ids[:, :2].amax(1, keepdim=True) - 1) * (left_out > 0)  # (B, 1): visits of which none is read
+        first = torch.where(visit_ids > 0, visit_ids, length).amin(1, keepdim=True)  # (B, 1)
+        before = (first - 1) * (left_out > 0)  # visits of which none is read
         visit_ids = (visit_ids - before).clamp(min=0).index_fill(1, place.new_zeros(1), 0)
     return input_ids, attention_mask, visit_ids
 

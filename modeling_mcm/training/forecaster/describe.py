@@ -56,8 +56,10 @@ def describe_shop(model: MCMModel, extractor: MCMFeatureExtractor, rows: Prepare
         visits = visits._replace(times=visits.times + starts[:, None])
         for row, customer in enumerate(batch.tolist()):
             kept[customer] = Visits(*(column[row, visits.is_visit[row]][-SHOP_VISITS:] for column in visits))
-    columns = zip(*(kept[customer] for customer in range(len(chosen))), strict=True)
-    visits = Visits(*(pad_sequence([*column], batch_first=True) for column in columns))
+    columns = [[kept[customer][index] for customer in range(len(chosen))] for index in range(len(Visits._fields))]
+    if not len(chosen):
+        columns = [[torch.zeros(0)], [torch.zeros(0, dtype=torch.bool)], [torch.zeros(0)]]
+    visits = Visits(*(pad_sequence(column, batch_first=True) for column in columns))
     days, window = visits.times[visits.is_visit], 0.0
     if len(days) and extractor.order is None:
         end = float(days.max()) if cutoff is None else cutoff / SECONDS_PER_DAY
