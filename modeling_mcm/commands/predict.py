@@ -42,7 +42,7 @@ from modeling_mcm.feature_extraction_mcm import MCMFeatureExtractor
 from modeling_mcm.folders import file_digest, lock_output
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation, MCMModel, MCMPreTrainedModel
 from modeling_mcm.option import REQUIRED, option
-from modeling_mcm.predictor_mcm import Predictor, Questions
+from modeling_mcm.predictor_mcm import OFFERING, PREDICTING, Predictor, Questions
 from modeling_mcm.scoring import BatchScorer, ScoringJob, forecast_total, score_on_spark
 from modeling_mcm.scoring.scorer import HISTORIES, check_folder, claim, digest_tables, is_sealed
 from modeling_mcm.training.checkpoints import checkpoint_digest, find_head, open_checkpoint
@@ -241,7 +241,8 @@ def _count_then(
 ) -> tuple[Any, MCMFeatureExtractor, ScoringJob]:
     """The model for a job about the past: with the counts of then, if the data are the log that it counts; else it is
     allowed to answer by later ones, with a warning. On Spark workers load it as it is."""
-    if not Predictor(model, extractor).knows_later(job.as_of):
+    predictor = Predictor(model, extractor)
+    if not predictor.knows_later(job.as_of) or predictor.head in (PREDICTING, OFFERING):  # which read no counts
         return model, extractor, job
     if is_spark or Counts.of(data, END).describe() != model.config.counted:
         return model, extractor, replace(job, later_counts=True)

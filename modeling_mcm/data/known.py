@@ -44,9 +44,12 @@ def read_known(table: Any) -> Known | None:
         written = even_out(written.to_frame())[columns[0]]
         days = parse_times(written, find_time_format(written, "known"))
     ends = {"from": days[: len(given)], "to": days[-len(given) :]}
-    return read_days(
-        pd.DataFrame(
-            {name: [f"{day:%Y-%m-%d}" if pd.notna(day) else None for day in each] for name, each in ends.items()}
-            | {name: list(given[name]) for name in ("name", "value") if name in given}
-        )
-    )
+    for number, row in enumerate(zip(*ends.values(), strict=True)):
+        if any(map(pd.isna, row)):
+            found = given.iloc[number].to_dict()
+            raise ValueError(
+                f"`known`, row {number + 1}: found {found}, expected a first and a last day: fill it in, or leave the "
+                "row out."
+            )
+    texts = {name: [f"{day:%Y-%m-%d}" for day in moments] for name, moments in ends.items()}
+    return read_days(texts | {name: [*given[name]] for name in ("name", "value") if name in given})

@@ -130,7 +130,7 @@ def test_a_run_to_offers_learns_and_leaves_a_checkpoint(tuned, pretrained, prepa
     scores = score_offers(model, OfferReader(PreparedData(prepared).rows, test, extractor, model.config))[:, 0]
     assert roc_auc_score(test.table["conversion"], scores) > 0.8
     # The head was fitted to the state as it was counted at the cutoff
-    state = {f"model.state.{name}" for name in ("mean", "std", "directions")}
+    state = {f"model.state.{name}" for name in ("mean", "std", "directions", "longest_silence")}
     assert all(changed_weights(pretrained, folder) <= state for folder in tuned.values())
 
 

@@ -382,8 +382,9 @@ def ago(histories, event_log):
     def run(days):
         start, end = pd.Timestamp(histories.cutoff) - pd.Timedelta(days=days), pd.Timestamp(histories.cutoff)
         told = {}
+        then = histories._past.at(int(pd.Timestamp(start).timestamp()), shop_alone=True)  # with the counts of then
         for name, events in event_log[event_log["when"] < start].groupby("who"):
-            customer = LiveCustomer(histories.model, histories.extractor, histories.profiles[name], name)
+            customer = LiveCustomer(then.model, then.extractor, histories.profiles[name], name)
             customer.add(events)
             told[name] = customer.forecast(start)
         return pd.DataFrame(told).T, event_log[(event_log["when"] >= start) & (event_log["when"] < end)]
