@@ -95,7 +95,7 @@ def test_pipelines_and_live_customers_read_tables_of_days(shop, log, form):
         assert found == pytest.approx(wanted.loc[name].to_dict(), rel=1e-4, abs=1e-5)
     for wrong, words in (
         (known.drop(columns="to"), "no column 'to'"),
-        (known.assign(to="soon"), "`known`, row 1: .*soon"),
+        (known.assign(to="soon"), "`known`, row 1: found 'soon', expected a day such as"),
         (known.assign(value=np.inf), "row 1: found .*a number"),
         (known.assign(name=None), "row 1: found .*'None'.*a name and a number"),
         (known.assign(name="closed", value=2), "from 0 to 1"),
